@@ -1,0 +1,17 @@
+//! The daemon's library: everything the `interceptor` binary does, from the command line down to the packets.
+//!
+//! Dependencies point downwards: `cli → daemon → {control, kernel, reader, netstack, dns}`, and all of them may use
+//! the small shared vocabulary of `rules`, `service` and `bypass`.
+
+pub mod bypass;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod dns;
+pub mod kernel;
+pub mod net;
+pub mod netstack;
+pub mod reader;
+pub mod rules;
+pub mod service;
