@@ -87,6 +87,20 @@ pub enum RuleError {
         /// The prefix without those bits.
         meant: IpNet,
     },
+    /// The text is no rule.
+    #[error(
+        "`{0}` is no rule; write one such as `10.30.30.30`, `any udp port 53 -> dns` or `10.30.0.0/16 icmp -> echo`"
+    )]
+    Syntax(String),
+    /// The protocol is none that a rule can name.
+    #[error("`{0}` is no protocol; protocols are udp, tcp and icmp")]
+    Protocol(String),
+    /// The port is no number of at most 65535.
+    #[error("`{0}` is not a port; ports are 1 to 65535")]
+    Port(String),
+    /// There is no such service.
+    #[error("`{0}` is no service; services are dns and echo")]
+    Service(String),
     /// A port with a protocol that has none.
     #[error("ICMP has no ports; leave out `port`, or name `udp` or `tcp`")]
     IcmpPort,
@@ -118,10 +132,99 @@ pub enum RuleError {
     Duplicate(Box<Rule>),
 }
 
+impl Rule {
+    /// Whether this rule can be by itself.
+    pub fn validate(&self) -> Result<(), RuleError> {
+        if self.port == Some(0) {
+            return Err(RuleError::PortZero);
+        }
+        if self.protocol == Some(Protocol::Icmp) && self.port.is_some() {
+            return Err(RuleError::IcmpPort);
+        }
+        if self.destination.is_everything() && self.port.is_none() {
+            return Err(RuleError::Everything);
+        }
+        let narrowed_to_ports =
+            self.port.is_some() || self.protocol.is_some_and(|it| it != Protocol::Icmp);
+        if self.service == ServiceName::Echo && narrowed_to_ports {
+            return Err(RuleError::EchoNeedsIcmp);
+        }
+        Ok(())
+    }
+
+    /// Whether this rule and `later` can be together: both may match a packet, but not for the very same reasons.
+    pub fn agrees_with(&self, later: &Self) -> Result<(), RuleError> {
+        if !self.matches_same_packets(later) {
+            return Ok(());
+        }
+        if self.service == later.service {
+            return Err(RuleError::Duplicate(Box::new(later.clone())));
+        }
+        Err(RuleError::Contradiction {
+            first: Box::new(self.clone()),
+            second: Box::new(later.clone()),
+        })
+    }
+
+    fn matches_same_packets(&self, other: &Self) -> bool {
+        (self.destination, self.protocol, self.port)
+            == (other.destination, other.protocol, other.port)
+    }
+}
+
 impl Destination {
     /// One address.
     pub fn address(address: IpAddr) -> Self {
         Self::Net(IpNet::from(address))
+    }
+
+    /// Whether `address` is one of these destinations.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Net(net) => net.contains(&address),
+        }
+    }
+
+    fn is_everything(&self) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Net(net) => net.prefix_len() == 0,
+        }
+    }
+}
+
+impl FromStr for Rule {
+    type Err = RuleError;
+
+    /// Reads what [`fmt::Display`] writes: `DESTINATION [PROTOCOL] [port PORT] [-> SERVICE]`.
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        let (what, service) = match text.split_once("->") {
+            Some((what, service)) => (what, service.trim().parse()?),
+            None => (text, ServiceName::default()),
+        };
+        let mut words = what.split_whitespace().peekable();
+        let Some(destination) = words.next() else {
+            return Err(RuleError::Syntax(text.to_owned()));
+        };
+        let destination = destination.parse()?;
+        let protocol = match words.next_if(|word| *word != "port") {
+            Some(word) => Some(word.parse()?),
+            None => None,
+        };
+        let port = match (words.next(), words.next(), words.next()) {
+            (None, ..) => None,
+            (Some("port"), Some(port), None) => {
+                Some(port.parse().map_err(|_| RuleError::Port(port.to_owned()))?)
+            }
+            _ => return Err(RuleError::Syntax(text.to_owned())),
+        };
+        Ok(Self {
+            destination,
+            protocol,
+            port,
+            service,
+        })
     }
 }
 
@@ -174,6 +277,31 @@ impl fmt::Display for Destination {
     }
 }
 
+impl FromStr for Protocol {
+    type Err = RuleError;
+
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        match text {
+            "udp" => Ok(Self::Udp),
+            "tcp" => Ok(Self::Tcp),
+            "icmp" => Ok(Self::Icmp),
+            _ => Err(RuleError::Protocol(text.to_owned())),
+        }
+    }
+}
+
+impl FromStr for ServiceName {
+    type Err = RuleError;
+
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        match text {
+            "dns" => Ok(Self::Dns),
+            "echo" => Ok(Self::Echo),
+            _ => Err(RuleError::Service(text.to_owned())),
+        }
+    }
+}
+
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -203,5 +331,133 @@ impl fmt::Display for Rule {
             write!(f, " port {port}")?;
         }
         write!(f, " -> {}", self.service)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_rule_displays_is_read_back_as_the_same_rule() {
+        for text in [
+            "any udp port 53 -> dns",
+            "any port 53 -> dns",
+            "10.30.30.30 -> dns",
+            "10.30.0.0/16 icmp -> echo",
+            "fd30:30:30::30 tcp port 853 -> dns",
+            "fd30::/16 -> echo",
+        ] {
+            assert_eq!(rule(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn spaces_and_the_service_may_be_left_out() {
+        assert_eq!(rule(" 10.30.30.30 "), rule("10.30.30.30 -> dns"));
+        assert_eq!(
+            rule("10.30.0.0/16  tcp port 80-> dns"),
+            rule("10.30.0.0/16 tcp port 80 -> dns")
+        );
+        assert_eq!(rule("10.30.30.30->echo"), rule("10.30.30.30 -> echo"));
+    }
+
+    #[test]
+    fn what_is_no_rule_is_refused_with_what_would_be_one() {
+        for (text, message) in [
+            (
+                "",
+                "`` is no rule; write one such as `10.30.30.30`, `any udp port 53 -> dns` or `10.30.0.0/16 icmp -> echo`",
+            ),
+            (
+                "10.30.30.30 udp 53",
+                "`10.30.30.30 udp 53` is no rule; write one such as `10.30.30.30`, `any udp port 53 -> dns` or \
+                 `10.30.0.0/16 icmp -> echo`",
+            ),
+            (
+                "10.30.30.30 sctp",
+                "`sctp` is no protocol; protocols are udp, tcp and icmp",
+            ),
+            (
+                "10.30.30.30 udp port 70000",
+                "`70000` is not a port; ports are 1 to 65535",
+            ),
+            (
+                "10.30.30.30 -> dsn",
+                "`dsn` is no service; services are dns and echo",
+            ),
+            (
+                "10.30.30",
+                "`10.30.30` is no destination; write an address (10.30.30.30), a prefix (10.30.0.0/16) or `any`",
+            ),
+            (
+                "10.30.30.30/16",
+                "`10.30.30.30/16` has bits set beyond its length; did you mean 10.30.0.0/16?",
+            ),
+        ] {
+            assert_eq!(text.parse::<Rule>().unwrap_err().to_string(), message);
+        }
+    }
+
+    #[test]
+    fn rules_that_cannot_work_are_invalid() {
+        for (text, error) in [
+            ("10.30.30.30 udp port 0", RuleError::PortZero),
+            ("10.30.30.30 icmp port 1", RuleError::IcmpPort),
+            ("any", RuleError::Everything),
+            ("any udp", RuleError::Everything),
+            ("0.0.0.0/0", RuleError::Everything),
+            ("::/0 tcp", RuleError::Everything),
+            ("10.30.30.30 udp -> echo", RuleError::EchoNeedsIcmp),
+            ("10.30.30.30 port 7 -> echo", RuleError::EchoNeedsIcmp),
+        ] {
+            assert_eq!(rule(text).validate(), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn rules_that_can_work_are_valid() {
+        for text in [
+            "any port 53",
+            "::/0 udp port 53",
+            "10.30.30.30",
+            "10.30.30.30 icmp",
+            "10.30.30.30 -> echo",
+            "10.30.0.0/16 icmp -> echo",
+        ] {
+            assert_eq!(rule(text).validate(), Ok(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn two_rules_for_the_same_packets_do_not_agree() {
+        let dns = rule("10.30.30.30 -> dns");
+        assert_eq!(
+            dns.agrees_with(&dns).unwrap_err().to_string(),
+            "rule `10.30.30.30 -> dns` is there already"
+        );
+        assert_eq!(
+            dns.agrees_with(&rule("10.30.30.30 -> echo"))
+                .unwrap_err()
+                .to_string(),
+            "rules `10.30.30.30 -> dns` and `10.30.30.30 -> echo` match the same packets but name different \
+             services; remove one"
+        );
+    }
+
+    #[test]
+    fn a_narrower_rule_agrees_with_a_wider_one() {
+        let wide = rule("10.30.30.30 -> dns");
+        for narrow in [
+            "10.30.30.30 icmp -> echo",
+            "10.30.30.30 udp port 53",
+            "10.30.30.31",
+        ] {
+            assert_eq!(wide.agrees_with(&rule(narrow)), Ok(()));
+        }
+    }
+
+    fn rule(text: &str) -> Rule {
+        text.parse().unwrap()
     }
 }
