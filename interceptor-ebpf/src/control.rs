@@ -1,0 +1,47 @@
+//! The programs' global data, written by the daemon while they run.
+
+use crate::filter::Filter;
+use crate::flow::Path;
+
+/// What the programs read of the daemon's wishes.
+///
+/// The daemon writes the whole of it at once, but only `bank` decides between two rulesets, and it changes by one
+/// byte: a packet sees the old ruleset or the new one, never a mixture.
+#[repr(C)]
+#[derive(Clone, Debug)]
+pub struct Control {
+    /// The bank that counts, 0 or 1.
+    pub bank: u32,
+    /// The mark of packets that are never intercepted; 0 for none.
+    pub mark: u32,
+    /// The reader device.
+    pub reader: u32,
+    /// Not 0 when flows are remembered, because replies have more than one way to go.
+    pub remember: u32,
+    /// Until when, in nanoseconds of the monotonic clock, the daemon is taken to be listening; 0 for ever.
+    ///
+    /// Links of TCX (Linux 6.6) vanish with the daemon; filters of clsact stay behind and need this.
+    pub attended_until: u64,
+    /// Where replies go whose flow is not remembered.
+    pub path: Path,
+    /// The prefilter of each bank.
+    pub filters: [Filter; 2],
+}
+
+impl Control {
+    /// No rule, no mark, no reader.
+    pub const EMPTY: Self = Self {
+        bank: 0,
+        mark: 0,
+        reader: 0,
+        remember: 0,
+        attended_until: 0,
+        path: Path {
+            interface: 0,
+            ethernet: 0,
+            header: [0; 14],
+            padding: [0; 2],
+        },
+        filters: [Filter::EMPTY, Filter::EMPTY],
+    };
+}

@@ -1,0 +1,114 @@
+//! The prefilter: decides for almost every unmatched packet, without a map lookup, that no rule can match it.
+//!
+//! It errs on one side only: a packet that it lets go is matched by no rule.
+
+use core::net::IpAddr;
+
+use crate::protocol;
+
+/// log2 of the number of bits.
+const BITS_LOG2: u32 = 18;
+
+/// Words of 64 bits in the filter.
+pub const WORDS: usize = 1 << (BITS_LOG2 - 6);
+
+/// Prefixes shorter than a family's granularity are spread over all their parts; this many parts at most.
+pub const MAX_SPREAD: u64 = 4096;
+
+/// A bitmap indexed by a hash of the destination's leading bits, and a word of port bits for rules that take any
+/// destination.
+///
+/// How many leading bits count is chosen by whoever fills the filter, for each family; fewer let more packets through
+/// to the rules, which decide.
+#[repr(C)]
+#[derive(Clone, Debug)]
+pub struct Filter {
+    /// Which bits of an IPv4 destination count, in memory order.
+    pub v4_mask: u32,
+    padding: u32,
+    /// Which bits of an IPv6 destination count, in memory order.
+    pub v6_mask: [u64; 2],
+    /// Bit `port % 64` is set for each port that a rule for any destination takes.
+    pub any_ports: u64,
+    /// The bitmap.
+    pub bits: [u64; WORDS],
+}
+
+impl Filter {
+    /// A filter that lets nothing through to the rules.
+    pub const EMPTY: Self = Self {
+        v4_mask: 0,
+        padding: 0,
+        v6_mask: [0; 2],
+        any_ports: 0,
+        bits: [0; WORDS],
+    };
+
+    /// The bit for an IPv4 destination, given in memory order, under `mask`.
+    #[inline(always)]
+    pub const fn v4_bit(mask: u32, destination: u32) -> usize {
+        ((destination & mask).wrapping_mul(0x9e37_79b1) >> (32 - BITS_LOG2)) as usize
+    }
+
+    /// The bit for an IPv6 destination, given in memory order, under `mask`.
+    #[inline(always)]
+    pub const fn v6_bit(mask: [u64; 2], destination: [u64; 2]) -> usize {
+        let high = (destination[0] & mask[0]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let low = (destination[1] & mask[1]).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+        (high.wrapping_add(low) >> (64 - BITS_LOG2)) as usize
+    }
+
+    /// Whether bit `index` is set in `word`, the word that holds it.
+    #[inline(always)]
+    pub const fn is_set(word: u64, index: usize) -> bool {
+        word >> (index & 63) & 1 != 0
+    }
+
+    /// Whether a port is among those of `any_ports`, or shares its bit with one that is.
+    #[inline(always)]
+    pub const fn port_is_set(any_ports: u64, port: u16) -> bool {
+        any_ports >> (port & 63) & 1 != 0
+    }
+
+    /// Whether the headers of a packet without IPv4 options or IPv6 extension headers can have a port at all; other
+    /// packets need a full parse.
+    #[inline(always)]
+    pub const fn has_ports(protocol: u8) -> bool {
+        matches!(protocol, protocol::TCP | protocol::UDP)
+    }
+
+    /// Sets bit `index`.
+    pub fn set(&mut self, index: usize) {
+        if let Some(word) = self.bits.get_mut(index >> 6) {
+            *word |= 1 << (index & 63);
+        }
+    }
+
+    /// Sets the bit of `port` for rules that take any destination.
+    pub fn set_port(&mut self, port: u16) {
+        self.any_ports |= 1 << (port & 63);
+    }
+
+    /// Whether the rules must be asked about a packet to `destination` and, where its port is known, `port`.
+    ///
+    /// What the kernel program does with the packet's own bytes.
+    pub fn admits(&self, destination: IpAddr, port: Option<u16>) -> bool {
+        let index = match destination {
+            IpAddr::V4(address) => Self::v4_bit(self.v4_mask, u32::from_ne_bytes(address.octets())),
+            IpAddr::V6(address) => Self::v6_bit(self.v6_mask, v6_words(address.octets())),
+        };
+        let word = self.bits.get(index >> 6).copied().unwrap_or(0);
+        Self::is_set(word, index)
+            || port.is_some_and(|port| Self::port_is_set(self.any_ports, port))
+    }
+}
+
+/// An IPv6 address as two words in memory order.
+#[inline(always)]
+pub const fn v6_words(octets: [u8; 16]) -> [u64; 2] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+    [
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+        u64::from_ne_bytes([i, j, k, l, m, n, o, p]),
+    ]
+}
