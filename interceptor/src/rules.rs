@@ -8,6 +8,15 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+mod ruleset;
+
+pub use ruleset::{Compiled, RuleSet, address};
+
+/// A rule's number while the daemon runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RuleId(pub u32);
+
 /// One rule: a destination, optionally narrowed to a protocol and a port, and the service that answers.
 ///
 /// Among rules that match a packet the longest prefix wins, then a port over none, then a protocol over none.
@@ -127,6 +136,12 @@ pub enum RuleError {
         /// The rule that contradicts it.
         second: Box<Rule>,
     },
+    /// The kernel's tables are full.
+    #[error(
+        "too many rules; the kernel's tables hold {} of them",
+        interceptor_ebpf::rules::MAX_RULES
+    )]
+    TooMany,
     /// The same rule twice.
     #[error("rule `{0}` is there already")]
     Duplicate(Box<Rule>),

@@ -1,1 +1,377 @@
-//! ...
+//! All that touches BPF: loading, attaching, rules and counters. The only user of aya.
+
+mod grace;
+mod plain;
+mod tables;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
+use aya::programs::links::LinkOrder;
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError};
+use aya::programs::{
+    ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, tc,
+};
+use aya::{Ebpf, EbpfLoader};
+use interceptor_ebpf::Reason;
+use interceptor_ebpf::flow::Path as ReturnPath;
+use interceptor_ebpf::rules::RuleCounter;
+use nix::time::{ClockId, clock_gettime};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tracing::{debug, warn};
+
+use crate::config::AttachMode;
+use crate::rules::{Compiled, RuleId};
+use plain::Plain;
+use tables::Tables;
+
+/// The object that `cargo xtask build-ebpf` makes, without logging.
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/interceptor.o"));
+
+/// How long the programs take the daemon to be alive after [`Kernel::attend`], where they outlive it.
+pub const ATTENDANCE: Duration = Duration::from_secs(10);
+
+/// The loaded programs and their maps. Dropping it detaches everything.
+pub struct Kernel {
+    ebpf: Ebpf,
+    tables: Tables,
+    rules: PerCpuArray<MapData, Plain<RuleCounter>>,
+    reasons: PerCpuArray<MapData, u64>,
+    taps: HashMap<u32, Tap>,
+    return_link: Option<SchedClassifierLink>,
+}
+
+/// How packets of an interface begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LinkLayer {
+    /// With the IP header: TUN, WireGuard.
+    Ip,
+    /// With an Ethernet header: veth, bridge.
+    Ethernet,
+}
+
+/// What holds a program on its interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    /// A TCX link (Linux 6.6), which vanishes with the daemon.
+    Tcx,
+    /// A filter of the clsact qdisc, which outlives a daemon that is killed.
+    Clsact,
+}
+
+/// What a run of a program on a packet of the caller's gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TestRun {
+    /// The verdict, a `TC_ACT_*` value.
+    pub verdict: i32,
+    /// Mean time of a run.
+    pub duration: Duration,
+}
+
+/// The programs in the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// The classifier.
+    Egress(LinkLayer),
+    /// The way back of replies.
+    Return,
+    /// Does nothing; what a run costs at least.
+    Empty,
+}
+
+struct Tap {
+    attached: Attached,
+    link: SchedClassifierLink,
+}
+
+impl Kernel {
+    /// Loads the embedded object, or the one at `object`.
+    ///
+    /// An object with logging needs a tokio runtime around the call. Fails where the kernel or the caller's privileges
+    /// do not allow it, with what would help.
+    pub fn load(object: Option<&Path>) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        let loaded = match object {
+            Some(path) => {
+                let bytes = std::fs::read(path)
+                    .with_context(|| format!("cannot read the BPF object {}", path.display()))?;
+                loader.load(&bytes)
+            }
+            None => loader.load(OBJECT),
+        };
+        let mut ebpf = loaded.map_err(|error| {
+            let hint = load_hint(io_error_of(&error));
+            anyhow!(error).context(hint)
+        })?;
+        if ebpf.map("AYA_LOGS").is_some() {
+            forward_logs(&mut ebpf)?;
+        }
+        Ok(Self {
+            tables: Tables::take(&mut ebpf)?,
+            rules: PerCpuArray::try_from(take_map(&mut ebpf, "RULES")?)?,
+            reasons: PerCpuArray::try_from(take_map(&mut ebpf, "REASONS")?)?,
+            taps: HashMap::new(),
+            return_link: None,
+            ebpf,
+        })
+    }
+
+    /// Taps the egress of an interface.
+    ///
+    /// Filters that a killed daemon has left on the interface are removed first.
+    pub fn tap(
+        &mut self,
+        name: &str,
+        index: u32,
+        layer: LinkLayer,
+        mode: AttachMode,
+    ) -> Result<Attached> {
+        remove_leftovers(name);
+        let (attached, link) = attach(
+            classifier(&mut self.ebpf, Program::Egress(layer))?,
+            name,
+            TcAttachType::Egress,
+            mode,
+        )
+        .with_context(|| format!("{name}: cannot attach the classifier"))?;
+        self.taps.insert(index, Tap { attached, link });
+        Ok(attached)
+    }
+
+    /// Takes the program off an interface, which may be gone already.
+    pub fn untap(&mut self, index: u32) {
+        if let Some(Tap { attached, link }) = self.taps.remove(&index) {
+            debug!(index, ?attached, "detaching");
+            drop(link);
+        }
+    }
+
+    /// Whether some program would outlive the daemon, and so must be told regularly that it is there.
+    pub fn needs_attendance(&self) -> bool {
+        self.taps
+            .values()
+            .any(|tap| tap.attached == Attached::Clsact)
+    }
+
+    /// Tells the programs that the daemon is there for [`ATTENDANCE`] from now on.
+    pub fn attend(&mut self) -> Result<()> {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?;
+        let until = Duration::from(now) + ATTENDANCE;
+        self.tables.configure(|control| {
+            control.attended_until = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
+        })
+    }
+
+    /// Attaches the way back of replies to the reader device.
+    pub fn attach_return(&mut self, name: &str, index: u32, mode: AttachMode) -> Result<()> {
+        let program = classifier(&mut self.ebpf, Program::Return)?;
+        let (_, link) = attach(program, name, TcAttachType::Ingress, mode)
+            .with_context(|| format!("{name}: cannot attach the way back of replies"))?;
+        self.return_link = Some(link);
+        self.tables.configure(|control| control.reader = index)
+    }
+
+    /// Makes `rules` the ones that count, in one step.
+    pub fn apply(&mut self, rules: &Compiled) -> Result<()> {
+        self.tables.apply(rules)
+    }
+
+    /// Lets packets with `mark` pass before any rule; 0 for none.
+    pub fn exempt(&mut self, mark: u32) -> Result<()> {
+        self.tables.configure(|control| control.mark = mark)
+    }
+
+    /// Says where replies go: all of them to `only`'s ingress, or each to the interface its flow came from.
+    pub fn return_to(&mut self, only: Option<u32>) -> Result<()> {
+        self.tables.configure(|control| {
+            control.remember = u32::from(only.is_none());
+            control.path = ReturnPath {
+                interface: only.unwrap_or(0),
+                ..ReturnPath::default()
+            };
+        })
+    }
+
+    /// Forgets what a rule's number has counted.
+    pub fn reset_counter(&mut self, RuleId(slot): RuleId) -> Result<()> {
+        let zeroes = vec![Plain(RuleCounter::default()); cpus()?];
+        self.rules
+            .set(slot, PerCpuValues::try_from(zeroes)?, 0)
+            .context("cannot reset a rule's counter")
+    }
+
+    /// Packets and bytes that a rule has taken.
+    pub fn counter(&self, RuleId(slot): RuleId) -> Result<RuleCounter> {
+        let values = self
+            .rules
+            .get(&slot, 0)
+            .context("cannot read a rule's counter")?;
+        let mut sum = RuleCounter::default();
+        for Plain(RuleCounter { packets, bytes }) in values.iter() {
+            sum.packets += packets;
+            sum.bytes += bytes;
+        }
+        Ok(sum)
+    }
+
+    /// Packets by what became of them.
+    pub fn reasons(&self) -> Result<BTreeMap<&'static str, u64>> {
+        Reason::ALL
+            .into_iter()
+            .map(|reason| {
+                let values = self.reasons.get(&(reason as u32), 0)?;
+                Ok((reason.name(), values.iter().sum()))
+            })
+            .collect()
+    }
+
+    /// Runs a program `repeat` times on a packet that begins with the link-layer header, if the program expects one.
+    ///
+    /// Redirects are reported, not executed.
+    pub fn test_run(
+        &mut self,
+        program: Program,
+        packet: &[u8],
+        mark: u32,
+        repeat: u32,
+    ) -> Result<TestRun> {
+        // `mark` is the third word of `struct __sk_buff`.
+        let mut context = [0; 12];
+        context[8..].copy_from_slice(&mark.to_ne_bytes());
+        let result = classifier(&mut self.ebpf, program)?
+            .test_run(TestRunOptions {
+                data_in: Some(packet),
+                ctx_in: Some(&context),
+                repeat,
+                ..TestRunOptions::new()
+            })
+            .context("BPF_PROG_TEST_RUN failed")?;
+        Ok(TestRun {
+            verdict: result.return_value.cast_signed(),
+            duration: result.duration,
+        })
+    }
+}
+
+impl Program {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Egress(LinkLayer::Ip) => "icept_egress_l3",
+            Self::Egress(LinkLayer::Ethernet) => "icept_egress_l2",
+            Self::Return => "icept_return",
+            Self::Empty => "icept_empty",
+        }
+    }
+}
+
+/// The program, loaded at its first use.
+fn classifier(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier> {
+    let name = program.name();
+    let classifier: &mut SchedClassifier = ebpf
+        .program_mut(name)
+        .with_context(|| format!("the BPF object has no program {name}"))?
+        .try_into()?;
+    if classifier.fd().is_err() {
+        classifier.load().map_err(|error| {
+            let hint = match &error {
+                ProgramError::LoadError {
+                    io_error,
+                    verifier_log,
+                } => {
+                    debug!(program = name, %verifier_log, "the kernel refused a program");
+                    load_hint(Some(io_error))
+                }
+                _ => load_hint(None),
+            };
+            anyhow!(error).context(hint)
+        })?;
+    }
+    Ok(classifier)
+}
+
+fn attach(
+    program: &mut SchedClassifier,
+    name: &str,
+    kind: TcAttachType,
+    mode: AttachMode,
+) -> Result<(Attached, SchedClassifierLink)> {
+    if mode != AttachMode::Clsact {
+        // First, so that what follows sees of matched packets what the tunnel sees of them: nothing.
+        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+        match program.attach_with_options(name, kind, options) {
+            Ok(id) => return Ok((Attached::Tcx, program.take_link(id)?)),
+            Err(error) if mode == AttachMode::Auto => {
+                debug!(interface = name, %error, "no TCX here (Linux 6.6), taking clsact");
+            }
+            Err(error) => {
+                return Err(error).context("no TCX here (Linux 6.6); try `--attach clsact`");
+            }
+        }
+    }
+    match tc::qdisc_add_clsact(name) {
+        Ok(()) | Err(TcError::AlreadyAttached) => {}
+        Err(error) => return Err(error).context("cannot add the clsact qdisc"),
+    }
+    let options = TcAttachOptions::Netlink(NlOptions::default());
+    let id = program.attach_with_options(name, kind, options)?;
+    Ok((Attached::Clsact, program.take_link(id)?))
+}
+
+/// Removes clsact filters of a daemon that was killed; the caller has made sure that none is alive on the interface.
+fn remove_leftovers(name: &str) {
+    for layer in [LinkLayer::Ip, LinkLayer::Ethernet] {
+        let program = Program::Egress(layer).name();
+        if tc::qdisc_detach_program(name, TcAttachType::Egress, program).is_ok() {
+            warn!(
+                interface = name,
+                "removed the classifier of a daemon that was killed"
+            );
+        }
+    }
+}
+
+fn take_map(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+    ebpf.take_map(name)
+        .with_context(|| format!("the BPF object has no map {name}"))
+}
+
+fn cpus() -> Result<usize> {
+    aya::util::nr_cpus()
+        .map_err(|(path, error)| anyhow!(error).context(format!("cannot read {path}")))
+}
+
+fn load_hint(error: Option<&io::Error>) -> String {
+    match error.and_then(io::Error::raw_os_error) {
+        Some(libc::EPERM | libc::EACCES) => {
+            "the kernel refused to load the BPF programs: run as root, or with CAP_NET_ADMIN and CAP_BPF".to_owned()
+        }
+        Some(libc::ENOSYS) => "this kernel has no bpf(2) system call; without `--interface` none is needed".to_owned(),
+        _ => "cannot load the BPF programs".to_owned(),
+    }
+}
+
+/// The system's error at the bottom of an error chain.
+fn io_error_of<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a io::Error> {
+    std::iter::successors(Some(error), |error| error.source())
+        .find_map(|error| error.downcast_ref())
+}
+
+/// Hands what the programs log to tracing; only objects built with `--log` have anything to say.
+fn forward_logs(ebpf: &mut Ebpf) -> Result<()> {
+    let logger = aya_log::EbpfLogger::init(ebpf).context("cannot read the programs' log")?;
+    // SAFETY: the logger owns its ring buffer's descriptor until it is dropped, and returns the same one each time.
+    let mut logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }?;
+    tokio::spawn(async move {
+        while let Ok(mut guard) = logger.readable_mut().await {
+            guard.get_inner_mut().flush();
+            guard.clear_ready();
+        }
+    });
+    Ok(())
+}
