@@ -1,11 +1,56 @@
 //! Configuration: file, environment and flags become one [`Config`]; every error names the key and where it was set.
+//!
+//! Built-in defaults < file < environment (`INTERCEPTOR_SECTION_KEY`) < flags; a list that is set replaces the one
+//! below it. Each source becomes a [`Layer`] of raw values, the layers are merged, and what remains is validated.
+//!
+//! Rules: every virtual address (`virtual.addresses`) has a rule of its own that gives it to the DNS service, whether
+//! other rules are configured or not. A configured rule (`[[rule]]`, `--rule`) for just that address, without protocol
+//! and port, takes its place; `virtual.addresses = []` leaves the configured rules alone. `--rule` replaces the
+//! file's rules.
 
+mod environment;
+mod error;
+mod file;
+mod layer;
+mod show;
+#[cfg(test)]
+mod tests;
+mod validate;
+mod value;
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::ErrorKind;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use serde::Serialize;
 
 use crate::dns::DnsConfig;
 use crate::rules::Rule;
+
+pub use error::{Error, Origin};
+pub(crate) use layer::{Key, Layer};
+
+/// Where the configuration file is looked for when none is named.
+pub const DEFAULT_FILE: &str = "/etc/interceptor/interceptor.toml";
+
+/// Where the control socket is when nothing else is said.
+pub const DEFAULT_SOCKET: &str = "/run/interceptor/control.sock";
+
+/// Where settings come from.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// The file that was named; it must exist.
+    pub file: Option<PathBuf>,
+    /// The file that is read if it exists and no other is named.
+    pub default_file: PathBuf,
+    /// The environment.
+    pub environment: Vec<(OsString, OsString)>,
+    /// The flags.
+    pub(crate) flags: Layer,
+}
 
 /// Everything the daemon needs to know, validated.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,7 +63,7 @@ pub struct Config {
     pub share: bool,
     /// The virtual addresses.
     pub addresses: Vec<IpAddr>,
-    /// The rules: those configured, or one for each virtual address.
+    /// The rules: one for each virtual address, and those configured.
     pub rules: Vec<Rule>,
     /// The reader and its device.
     pub reader: ReaderConfig,
@@ -34,6 +79,52 @@ pub struct Config {
     pub log: LogConfig,
     /// A BPF object to load in place of the embedded one (a build with logging, say).
     pub bpf_object: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads, merges and validates all sources.
+    pub fn load(sources: &Sources) -> Result<Self, Error> {
+        validate::config(&sources.merged()?)
+    }
+}
+
+impl Sources {
+    /// Only the path of the control socket, for a client that shall work with a daemon whose file it may not read:
+    /// no more is looked at than it takes to know the path.
+    pub fn control_socket(&self) -> Result<PathBuf, Error> {
+        if self.flags.contains(Key::ControlSocket) {
+            return validate::control_socket(&self.flags);
+        }
+        let environment = environment::layer(&self.environment)?;
+        if environment.contains(Key::ControlSocket) {
+            return validate::control_socket(&environment);
+        }
+        validate::control_socket(&self.file_layer()?)
+    }
+
+    fn merged(&self) -> Result<Layer, Error> {
+        let file = self.file_layer()?;
+        let environment = environment::layer(&self.environment)?;
+        Ok(file.under(environment).under(self.flags.clone()))
+    }
+
+    fn file_layer(&self) -> Result<Layer, Error> {
+        let named = self.file.clone().or_else(|| {
+            let (_, path) = self
+                .environment
+                .iter()
+                .find(|(name, _)| name == environment::FILE)?;
+            Some(PathBuf::from(path))
+        });
+        let path: &Path = named.as_deref().unwrap_or(&self.default_file);
+        match fs::read_to_string(path) {
+            Ok(text) => file::layer(path, &text),
+            Err(error) if named.is_none() && error.kind() == ErrorKind::NotFound => {
+                Ok(Layer::default())
+            }
+            Err(error) => Err(Error::Unreadable(path.to_owned(), error)),
+        }
+    }
 }
 
 /// How programs are attached to an interface.
@@ -92,4 +183,25 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// What a look at the host found about a configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// How bad it is.
+    pub level: Level,
+    /// One line that says what was found and what would help.
+    pub text: String,
+}
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Good to know.
+    Info,
+    /// The daemon would start, though not as was probably meant.
+    Warning,
+    /// The daemon would not start.
+    Error,
 }

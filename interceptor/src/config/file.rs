@@ -1,0 +1,168 @@
+//! The file's layer: TOML, with the line and column of every value.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::error::{Error, Origin};
+use super::layer::{Key, Layer, Raw, RawRule, RuleTable, Sourced};
+
+/// The fields of a `[[rule]]`.
+const RULE_FIELDS: [&str; 4] = ["destination", "protocol", "port", "service"];
+
+pub(super) fn layer(path: &Path, text: &str) -> Result<Layer, Error> {
+    let file = File {
+        path: path.to_string_lossy().into(),
+        text,
+    };
+    let document = DeTable::parse(text).map_err(|error| Error::Syntax {
+        origin: file.origin(error.span().unwrap_or_default()),
+        message: error.message().replace('\n', "; "),
+    })?;
+    let mut layer = Layer::default();
+    for (name, value) in document.get_ref() {
+        if name.get_ref() == "rule" {
+            layer.set_rules(file.rules(value)?);
+        } else {
+            file.section(name, value, &mut layer)?;
+        }
+    }
+    Ok(layer)
+}
+
+struct File<'a> {
+    path: Arc<str>,
+    text: &'a str,
+}
+
+type Name<'a> = Spanned<std::borrow::Cow<'a, str>>;
+
+impl File<'_> {
+    fn section(
+        &self,
+        section: &Name<'_>,
+        value: &Spanned<DeValue<'_>>,
+        layer: &mut Layer,
+    ) -> Result<(), Error> {
+        let origin = self.origin(section.span());
+        let section = section.get_ref().as_ref();
+        let is_known = Key::ALL.into_iter().any(|key| key.section() == section);
+        if !is_known {
+            let mut known: Vec<&str> = Key::ALL.into_iter().map(Key::section).collect();
+            known.dedup();
+            known.push("rule");
+            return Err(Error::unknown(origin, "section", "", section, &known));
+        }
+        let DeValue::Table(table) = value.get_ref() else {
+            return Err(Error::Value {
+                origin,
+                key: section.to_owned(),
+                problem: format!(
+                    "expected a section, found {}; write [{section}] on a line of its own",
+                    self.raw(value.get_ref()).kind()
+                ),
+            });
+        };
+        for (name, value) in table {
+            let Some(key) = Key::find(section, name.get_ref()) else {
+                let known: Vec<&str> = Key::ALL
+                    .into_iter()
+                    .filter(|key| key.section() == section)
+                    .map(Key::name)
+                    .collect();
+                let prefix = format!("{section}.");
+                let origin = self.origin(name.span());
+                return Err(Error::unknown(
+                    origin,
+                    "key",
+                    &prefix,
+                    name.get_ref(),
+                    &known,
+                ));
+            };
+            layer.set(key, self.raw(value.get_ref()), self.origin(value.span()));
+        }
+        Ok(())
+    }
+
+    fn rules(&self, value: &Spanned<DeValue<'_>>) -> Result<Vec<RawRule>, Error> {
+        let DeValue::Array(rules) = value.get_ref() else {
+            return Err(self.not_a_rule(value));
+        };
+        rules.iter().map(|rule| self.rule(rule)).collect()
+    }
+
+    fn rule(&self, rule: &Spanned<DeValue<'_>>) -> Result<RawRule, Error> {
+        let DeValue::Table(table) = rule.get_ref() else {
+            return Err(self.not_a_rule(rule));
+        };
+        let mut read = RuleTable {
+            origin: self.origin(rule.span()),
+            fields: [].into(),
+        };
+        for (name, value) in table {
+            let Some(field) = RULE_FIELDS.into_iter().find(|it| it == name.get_ref()) else {
+                let origin = self.origin(name.span());
+                return Err(Error::unknown(
+                    origin,
+                    "key",
+                    "rule.",
+                    name.get_ref(),
+                    &RULE_FIELDS,
+                ));
+            };
+            read.fields.insert(field, self.sourced(value));
+        }
+        Ok(RawRule::Table(read))
+    }
+
+    fn not_a_rule(&self, value: &Spanned<DeValue<'_>>) -> Error {
+        Error::Value {
+            origin: self.origin(value.span()),
+            key: "rule".to_owned(),
+            problem: format!(
+                "expected a table in double brackets, found {}; write [[rule]]",
+                self.raw(value.get_ref()).kind()
+            ),
+        }
+    }
+
+    fn sourced(&self, value: &Spanned<DeValue<'_>>) -> Sourced<Raw> {
+        Sourced {
+            value: self.raw(value.get_ref()),
+            origin: self.origin(value.span()),
+        }
+    }
+
+    fn raw(&self, value: &DeValue<'_>) -> Raw {
+        match value {
+            DeValue::String(text) => Raw::Text(text.to_string()),
+            DeValue::Integer(integer) => {
+                match i64::from_str_radix(integer.as_str(), integer.radix()) {
+                    Ok(number) => Raw::Integer(number),
+                    Err(_) => Raw::Other("an integer beyond 64 bits"),
+                }
+            }
+            DeValue::Boolean(truth) => Raw::Boolean(*truth),
+            DeValue::Array(items) => {
+                Raw::List(items.iter().map(|item| self.sourced(item)).collect())
+            }
+            DeValue::Float(_) => Raw::Other("a float"),
+            DeValue::Datetime(_) => Raw::Other("a date"),
+            DeValue::Table(_) => Raw::Other("a table"),
+        }
+    }
+
+    fn origin(&self, span: Range<usize>) -> Origin {
+        let before = self.text.get(..span.start).unwrap_or(self.text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        Origin::File {
+            path: self.path.clone(),
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! What one source sets: raw values by key, each with its origin.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::error::Origin;
+
+/// A setting, in the order in which `interceptor check` prints them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Key {
+    TunnelInterfaces,
+    TunnelAttach,
+    TunnelShare,
+    VirtualAddresses,
+    ReaderDevice,
+    ReaderRoutes,
+    BypassMark,
+    BypassDevice,
+    DnsUpstreams,
+    DnsAttemptTimeout,
+    DnsRounds,
+    DnsDeadline,
+    TcpMaxConnections,
+    TcpIdleTimeout,
+    ControlSocket,
+    LogFilter,
+    LogFormat,
+    KernelObject,
+}
+
+/// The values that one source sets, or several merged.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Layer {
+    values: BTreeMap<Key, Sourced<Raw>>,
+    rules: Option<Vec<RawRule>>,
+}
+
+/// A value and where it was set.
+#[derive(Clone, Debug)]
+pub(crate) struct Sourced<T> {
+    pub(crate) value: T,
+    pub(crate) origin: Origin,
+}
+
+/// A value as it was written, not yet checked.
+#[derive(Clone, Debug)]
+pub(crate) enum Raw {
+    /// Text of a source without types (environment, flags): it may mean a number or a truth value.
+    Untyped(String),
+    /// A TOML string.
+    Text(String),
+    /// A TOML integer.
+    Integer(i64),
+    /// A TOML boolean.
+    Boolean(bool),
+    /// A list.
+    List(Vec<Sourced<Raw>>),
+    /// Something else that TOML has and no key takes, by its name.
+    Other(&'static str),
+}
+
+/// A rule as it was written.
+#[derive(Clone, Debug)]
+pub(crate) enum RawRule {
+    /// On the command line, in one text.
+    Text(Sourced<String>),
+    /// In the file, field by field.
+    Table(RuleTable),
+}
+
+/// A `[[rule]]` of the file.
+#[derive(Clone, Debug)]
+pub(crate) struct RuleTable {
+    pub(crate) origin: Origin,
+    pub(crate) fields: BTreeMap<&'static str, Sourced<Raw>>,
+}
+
+impl Layer {
+    pub(crate) fn set(&mut self, key: Key, value: Raw, origin: Origin) {
+        self.values.insert(key, Sourced { value, origin });
+    }
+
+    pub(crate) fn set_rules(&mut self, rules: Vec<RawRule>) {
+        self.rules = Some(rules);
+    }
+
+    /// Sets what a flag says, if it was given.
+    pub(crate) fn set_flag(&mut self, key: Key, flag: &'static str, text: Option<&str>) {
+        if let Some(text) = text {
+            self.set(key, Raw::Untyped(text.to_owned()), Origin::Flag(flag));
+        }
+    }
+
+    /// Sets a list from a flag that can be repeated, if it was given at all.
+    pub(crate) fn set_flags(&mut self, key: Key, flag: &'static str, texts: &[String]) {
+        if !texts.is_empty() {
+            let origin = Origin::Flag(flag);
+            self.set(key, Raw::list(texts, &origin), origin);
+        }
+    }
+
+    /// Sets the rules from a flag that can be repeated, if it was given at all.
+    pub(crate) fn set_rule_flags(&mut self, flag: &'static str, texts: &[String]) {
+        if texts.is_empty() {
+            return;
+        }
+        let rules = texts.iter().map(|text| {
+            RawRule::Text(Sourced {
+                value: text.clone(),
+                origin: Origin::Flag(flag),
+            })
+        });
+        self.set_rules(rules.collect());
+    }
+
+    /// This layer where `upper` sets nothing, and `upper` elsewhere.
+    pub(crate) fn under(mut self, upper: Self) -> Self {
+        self.values.extend(upper.values);
+        Self {
+            values: self.values,
+            rules: upper.rules.or(self.rules),
+        }
+    }
+
+    pub(crate) fn contains(&self, key: Key) -> bool {
+        self.values.contains_key(&key)
+    }
+
+    pub(crate) fn get(&self, key: Key) -> Option<&Sourced<Raw>> {
+        self.values.get(&key)
+    }
+
+    pub(crate) fn rules(&self) -> &[RawRule] {
+        self.rules.as_deref().unwrap_or_default()
+    }
+}
+
+impl Key {
+    pub(crate) const ALL: [Self; 18] = [
+        Self::TunnelInterfaces,
+        Self::TunnelAttach,
+        Self::TunnelShare,
+        Self::VirtualAddresses,
+        Self::ReaderDevice,
+        Self::ReaderRoutes,
+        Self::BypassMark,
+        Self::BypassDevice,
+        Self::DnsUpstreams,
+        Self::DnsAttemptTimeout,
+        Self::DnsRounds,
+        Self::DnsDeadline,
+        Self::TcpMaxConnections,
+        Self::TcpIdleTimeout,
+        Self::ControlSocket,
+        Self::LogFilter,
+        Self::LogFormat,
+        Self::KernelObject,
+    ];
+
+    pub(crate) fn find(section: &str, name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|key| key.section() == section && key.name() == name)
+    }
+
+    pub(crate) fn section(self) -> &'static str {
+        self.parts().0
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        self.parts().1
+    }
+
+    /// The environment variable that sets it.
+    pub(crate) fn variable(self) -> String {
+        let (section, name) = self.parts();
+        format!("INTERCEPTOR_{section}_{name}").to_ascii_uppercase()
+    }
+
+    pub(crate) fn is_list(self) -> bool {
+        matches!(
+            self,
+            Self::TunnelInterfaces | Self::VirtualAddresses | Self::DnsUpstreams
+        )
+    }
+
+    fn parts(self) -> (&'static str, &'static str) {
+        match self {
+            Self::TunnelInterfaces => ("tunnel", "interfaces"),
+            Self::TunnelAttach => ("tunnel", "attach"),
+            Self::TunnelShare => ("tunnel", "share"),
+            Self::VirtualAddresses => ("virtual", "addresses"),
+            Self::ReaderDevice => ("reader", "device"),
+            Self::ReaderRoutes => ("reader", "routes"),
+            Self::BypassMark => ("bypass", "mark"),
+            Self::BypassDevice => ("bypass", "device"),
+            Self::DnsUpstreams => ("dns", "upstreams"),
+            Self::DnsAttemptTimeout => ("dns", "attempt_timeout"),
+            Self::DnsRounds => ("dns", "rounds"),
+            Self::DnsDeadline => ("dns", "deadline"),
+            Self::TcpMaxConnections => ("tcp", "max_connections"),
+            Self::TcpIdleTimeout => ("tcp", "idle_timeout"),
+            Self::ControlSocket => ("control", "socket"),
+            Self::LogFilter => ("log", "filter"),
+            Self::LogFormat => ("log", "format"),
+            Self::KernelObject => ("kernel", "object"),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.section(), self.name())
+    }
+}
+
+impl Raw {
+    pub(crate) fn list<T: AsRef<str>>(texts: &[T], origin: &Origin) -> Self {
+        let items = texts.iter().map(|text| Sourced {
+            value: Self::Untyped(text.as_ref().to_owned()),
+            origin: origin.clone(),
+        });
+        Self::List(items.collect())
+    }
+
+    /// What it is, for a message: "found …".
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Untyped(_) => "text",
+            Self::Text(_) => "a string",
+            Self::Integer(_) => "an integer",
+            Self::Boolean(_) => "a boolean",
+            Self::List(_) => "a list",
+            Self::Other(kind) => kind,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_is_found_by_its_path_and_has_a_place_in_the_order() {
+        assert!(Key::ALL.is_sorted());
+        for key in Key::ALL {
+            assert_eq!(Key::find(key.section(), key.name()), Some(key));
+        }
+    }
+
+    #[test]
+    fn a_variable_is_named_after_section_and_key() {
+        assert_eq!(
+            Key::DnsAttemptTimeout.variable(),
+            "INTERCEPTOR_DNS_ATTEMPT_TIMEOUT"
+        );
+    }
+}

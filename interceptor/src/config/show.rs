@@ -1,0 +1,98 @@
+//! A configuration written out: as a file that would give the same configuration again, and as JSON.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::layer::Key;
+use super::{AttachMode, Config, LogFormat};
+
+impl Config {
+    /// The configuration as the TOML file that says it all.
+    pub fn to_toml(&self) -> String {
+        let mut toml = String::new();
+        let mut section = "";
+        for key in Key::ALL {
+            let value = self.value(key);
+            if value.is_null() {
+                continue;
+            }
+            if section != key.section() {
+                let gap = if section.is_empty() { "" } else { "\n" };
+                section = key.section();
+                let _ = writeln!(toml, "{gap}[{section}]");
+            }
+            let _ = writeln!(toml, "{} = {value}", key.name());
+        }
+        for rule in self.rules_json() {
+            let _ = writeln!(toml, "\n[[rule]]");
+            for field in ["destination", "protocol", "port", "service"] {
+                if let Some(value) = rule.get(field) {
+                    let _ = writeln!(toml, "{field} = {value}");
+                }
+            }
+        }
+        toml
+    }
+
+    /// The configuration as JSON, shaped as the file is; what is not set is null.
+    pub fn to_json(&self) -> Value {
+        let mut sections = Map::new();
+        for key in Key::ALL {
+            let section = sections
+                .entry(key.section())
+                .or_insert_with(|| Value::Object(Map::new()));
+            section[key.name()] = self.value(key);
+        }
+        sections.insert("rule".to_owned(), Value::Array(self.rules_json()));
+        Value::Object(sections)
+    }
+
+    /// A value in the file's form: JSON's strings, numbers, booleans and lists are TOML as well.
+    fn value(&self, key: Key) -> Value {
+        match key {
+            Key::TunnelInterfaces => json!(self.interfaces),
+            Key::TunnelAttach => json!(match self.attach {
+                AttachMode::Auto => "auto",
+                AttachMode::Tcx => "tcx",
+                AttachMode::Clsact => "clsact",
+            }),
+            Key::TunnelShare => json!(self.share),
+            Key::VirtualAddresses => json!(self.addresses),
+            Key::ReaderDevice => json!(self.reader.device),
+            Key::ReaderRoutes => json!(if self.reader.routes { "auto" } else { "off" }),
+            Key::BypassMark => match self.bypass.mark {
+                Some(mark) => json!(mark),
+                None => json!("auto"),
+            },
+            Key::BypassDevice => json!(self.bypass.device),
+            Key::DnsUpstreams => {
+                let upstreams = self.dns.upstreams.iter().map(ToString::to_string);
+                json!(upstreams.collect::<Vec<_>>())
+            }
+            Key::DnsAttemptTimeout => duration(self.dns.attempt_timeout),
+            Key::DnsRounds => json!(self.dns.rounds),
+            Key::DnsDeadline => duration(self.dns.deadline),
+            Key::TcpMaxConnections => json!(self.tcp.max_connections),
+            Key::TcpIdleTimeout => duration(self.tcp.idle_timeout),
+            Key::ControlSocket => json!(self.control.to_string_lossy()),
+            Key::LogFilter => json!(self.log.filter),
+            Key::LogFormat => json!(match self.log.format {
+                LogFormat::Text => "text",
+                LogFormat::Json => "json",
+            }),
+            Key::KernelObject => {
+                json!(self.bpf_object.as_ref().map(|path| path.to_string_lossy()))
+            }
+        }
+    }
+
+    fn rules_json(&self) -> Vec<Value> {
+        self.rules.iter().map(|rule| json!(rule)).collect()
+    }
+}
+
+fn duration(duration: Duration) -> Value {
+    json!(humantime::format_duration(duration).to_string())
+}

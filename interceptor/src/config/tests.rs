@@ -1,0 +1,697 @@
+//! What a person writes, and what the configuration makes of it or says against it.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::*;
+
+#[test]
+fn with_nothing_set_everything_has_a_default() {
+    let config = Given::nothing().load().unwrap();
+    assert_eq!(
+        config.to_toml(),
+        r#"[tunnel]
+interfaces = []
+attach = "auto"
+share = false
+
+[virtual]
+addresses = ["10.30.30.30","fd30:30:30::30"]
+
+[reader]
+routes = "auto"
+
+[bypass]
+mark = "auto"
+
+[dns]
+upstreams = ["udp://8.8.8.8","udp://8.8.4.4"]
+attempt_timeout = "1s 200ms"
+rounds = 2
+deadline = "5s"
+
+[tcp]
+max_connections = 1024
+idle_timeout = "10s"
+
+[control]
+socket = "/run/interceptor/control.sock"
+
+[log]
+filter = "info"
+format = "text"
+
+[[rule]]
+destination = "10.30.30.30"
+service = "dns"
+
+[[rule]]
+destination = "fd30:30:30::30"
+service = "dns"
+"#
+    );
+}
+
+#[test]
+fn every_key_can_be_set_in_the_file() {
+    let config = Given::file(EVERY_KEY).load().unwrap();
+    assert_eq!(config.interfaces, ["wg0", "wg1"]);
+    assert_eq!(config.attach, AttachMode::Clsact);
+    assert!(config.share);
+    assert_eq!(config.addresses, [ip("10.9.9.9")]);
+    assert_eq!(config.reader.device.as_deref(), Some("icept7"));
+    assert!(!config.reader.routes);
+    assert_eq!(config.bypass.mark, Some(51820));
+    assert_eq!(config.bypass.device.as_deref(), Some("eth0"));
+    assert_eq!(config.dns.upstreams.len(), 2);
+    assert_eq!(config.dns.attempt_timeout, Duration::from_millis(300));
+    assert_eq!(config.dns.rounds, 3);
+    assert_eq!(config.dns.deadline, Duration::from_millis(2500));
+    assert_eq!(config.tcp.max_connections, 2000);
+    assert_eq!(config.tcp.idle_timeout, Duration::from_secs(30));
+    assert_eq!(config.control, PathBuf::from("/tmp/control.sock"));
+    assert_eq!(config.log.filter, "warn,interceptor::dns=debug");
+    assert_eq!(config.log.format, LogFormat::Json);
+    assert_eq!(config.bpf_object, Some(PathBuf::from("/proc/self/exe")));
+    assert_eq!(
+        rules(&config),
+        [
+            "10.9.9.9 -> dns",
+            "any udp port 53 -> dns",
+            "10.30.0.0/16 icmp -> echo"
+        ]
+    );
+}
+
+#[test]
+fn what_is_printed_gives_the_same_configuration_again() {
+    for text in [
+        "",
+        EVERY_KEY,
+        "[virtual]\naddresses = []\n[[rule]]\ndestination = \"10.0.0.1\"",
+    ] {
+        let config = Given::file(text).load().unwrap();
+        let again = Given::file(&config.to_toml()).load().unwrap();
+        assert_eq!(again, config);
+    }
+}
+
+#[test]
+fn json_has_the_shape_of_the_file() {
+    let json = Given::nothing().load().unwrap().to_json();
+    assert_eq!(json["dns"]["rounds"], 2);
+    assert_eq!(json["reader"]["device"], serde_json::Value::Null);
+    assert_eq!(json["rule"][0]["destination"], "10.30.30.30");
+}
+
+#[test]
+fn every_key_can_be_set_in_the_environment() {
+    let config = Given::nothing()
+        .variable("INTERCEPTOR_TUNNEL_INTERFACES", "wg0, wg1")
+        .variable("INTERCEPTOR_TUNNEL_ATTACH", "clsact")
+        .variable("INTERCEPTOR_TUNNEL_SHARE", "true")
+        .variable("INTERCEPTOR_VIRTUAL_ADDRESSES", "10.9.9.9")
+        .variable("INTERCEPTOR_READER_DEVICE", "icept7")
+        .variable("INTERCEPTOR_READER_ROUTES", "off")
+        .variable("INTERCEPTOR_BYPASS_MARK", "0xca6c")
+        .variable("INTERCEPTOR_BYPASS_DEVICE", "eth0")
+        .variable(
+            "INTERCEPTOR_DNS_UPSTREAMS",
+            "udp://9.9.9.9,tcp://[2001:db8::53]:5353",
+        )
+        .variable("INTERCEPTOR_DNS_ATTEMPT_TIMEOUT", "300ms")
+        .variable("INTERCEPTOR_DNS_ROUNDS", "3")
+        .variable("INTERCEPTOR_DNS_DEADLINE", "2.5s")
+        .variable("INTERCEPTOR_TCP_MAX_CONNECTIONS", "2000")
+        .variable("INTERCEPTOR_TCP_IDLE_TIMEOUT", "30s")
+        .variable("INTERCEPTOR_CONTROL_SOCKET", "/tmp/control.sock")
+        .variable("INTERCEPTOR_LOG_FILTER", "warn,interceptor::dns=debug")
+        .variable("INTERCEPTOR_LOG_FORMAT", "json")
+        .variable("INTERCEPTOR_KERNEL_OBJECT", "/proc/self/exe")
+        .load()
+        .unwrap();
+    let mut from_file = Given::file(EVERY_KEY).load().unwrap();
+    from_file.rules.truncate(1);
+    assert_eq!(config, from_file);
+}
+
+#[test]
+fn flags_win_over_the_environment_and_the_environment_over_the_file() {
+    let given =
+        Given::file("[dns]\nrounds = 3\n[tcp]\nmax_connections = 3\n[log]\nfilter = \"error\"")
+            .variable("INTERCEPTOR_DNS_ROUNDS", "4")
+            .variable("INTERCEPTOR_TCP_MAX_CONNECTIONS", "4")
+            .flag(Key::DnsRounds, "--rounds", "5");
+    let config = given.load().unwrap();
+    assert_eq!(config.dns.rounds, 5);
+    assert_eq!(config.tcp.max_connections, 4);
+    assert_eq!(config.log.filter, "error");
+}
+
+#[test]
+fn a_list_replaces_the_list_below_it() {
+    let config = Given::file("[tunnel]\ninterfaces = [\"wg0\", \"wg1\"]")
+        .variable("INTERCEPTOR_TUNNEL_INTERFACES", "tun0")
+        .load()
+        .unwrap();
+    assert_eq!(config.interfaces, ["tun0"]);
+}
+
+#[test]
+fn rules_by_flag_replace_those_of_the_file() {
+    let mut given = Given::file("[virtual]\naddresses = []\n[[rule]]\ndestination = \"10.0.0.1\"");
+    given
+        .flags
+        .set_rule_flags("--rule", &["any port 53".to_owned()]);
+    assert_eq!(rules(&given.load().unwrap()), ["any port 53 -> dns"]);
+}
+
+#[test]
+fn a_configured_rule_for_a_virtual_address_takes_the_place_of_its_own() {
+    let config = Given::file("[[rule]]\ndestination = \"10.30.30.30\"\nservice = \"echo\"")
+        .load()
+        .unwrap();
+    assert_eq!(
+        rules(&config),
+        ["fd30:30:30::30 -> dns", "10.30.30.30 -> echo"]
+    );
+}
+
+#[test]
+fn an_empty_list_in_the_environment_is_an_empty_list() {
+    let config = Given::file("[[rule]]\ndestination = \"any\"\nport = 53")
+        .variable("INTERCEPTOR_VIRTUAL_ADDRESSES", "")
+        .load()
+        .unwrap();
+    assert_eq!(rules(&config), ["any port 53 -> dns"]);
+}
+
+#[test]
+fn a_mark_is_written_in_either_base_or_left_to_the_tunnel() {
+    for (text, mark) in [
+        ("51820", Some(51820)),
+        ("0xca6c", Some(51820)),
+        ("\"0xCA6C\"", Some(51820)),
+        ("51_820", Some(51820)),
+        ("\"auto\"", None),
+        ("0", Some(0)),
+    ] {
+        let given = Given::file(&format!("[bypass]\nmark = {text}"));
+        assert_eq!(given.load().unwrap().bypass.mark, mark, "{text}");
+    }
+}
+
+#[test]
+fn an_upstream_may_be_intercepted_as_long_as_our_own_queries_bypass() {
+    let text = "[[rule]]\ndestination = \"any\"\nport = 53";
+    assert!(Given::file(text).load().is_ok());
+    let text = "[bypass]\nmark = 0\ndevice = \"eth0\"\n[[rule]]\ndestination = \"8.8.8.8\"";
+    assert!(Given::file(text).load().is_ok());
+}
+
+#[test]
+fn what_is_wrong_in_the_file_is_named_with_line_and_column() {
+    for (text, message) in WRONG_FILES {
+        assert_eq!(
+            Given::file(text).error(),
+            format!("FILE:{message}"),
+            "{text}"
+        );
+    }
+}
+
+const WRONG_FILES: &[(&str, &str)] = &[
+    (
+        "[dns]\nrounds = \n",
+        "2:10: not valid TOML: string values must be quoted, expected literal string",
+    ),
+    (
+        "[dns]\nrounds = 1\nrounds = 2",
+        "3:1: not valid TOML: duplicate key",
+    ),
+    ("[dsn]", "1:2: unknown section `dsn`; did you mean `dns`?"),
+    (
+        "rounds = 2",
+        "1:1: unknown section `rounds`; known here: tunnel, virtual, reader, bypass, dns, tcp, control, log, kernel, \
+         rule",
+    ),
+    (
+        "dns = 3",
+        "1:1: dns: expected a section, found an integer; write [dns] on a line of its own",
+    ),
+    (
+        "[dns]\n  upstream = []",
+        "2:3: unknown key `dns.upstream`; did you mean `dns.upstreams`?",
+    ),
+    (
+        "[dns]\nsocket = \"x\"",
+        "2:1: unknown key `dns.socket`; known here: upstreams, attempt_timeout, rounds, deadline",
+    ),
+    (
+        "[tunnel]\ninterfaces = \"wg0\"",
+        "2:14: tunnel.interfaces: expected a list, found a string; put the value in brackets",
+    ),
+    (
+        "[tunnel]\ninterfaces = [\"wg0\", 1]",
+        "2:22: tunnel.interfaces: expected an interface name in quotes such as \"wg0\", found an integer",
+    ),
+    (
+        "[tunnel]\ninterfaces = [\"wg0\", \"wg0\"]",
+        "2:22: tunnel.interfaces: `wg0` is there twice; remove one",
+    ),
+    (
+        "[tunnel]\ninterfaces = [\"a/b\"]",
+        "2:15: tunnel.interfaces: `a/b` is no interface name; it has 1 to 15 bytes and neither spaces, `/` nor `:`",
+    ),
+    (
+        "[tunnel]\nattach = \"xdp\"",
+        "2:10: tunnel.attach: `xdp` is none of auto, tcx, clsact",
+    ),
+    (
+        "[tunnel]\nshare = \"yes\"",
+        "2:9: tunnel.share: expected true or false, found a string",
+    ),
+    (
+        "[virtual]\naddresses = [\"10.30.30\"]",
+        "2:14: virtual.addresses: `10.30.30` is no IP address; write one such as 10.30.30.30 or fd30:30:30::30",
+    ),
+    (
+        "[virtual]\naddresses = [\"0.0.0.0\"]",
+        "2:14: virtual.addresses: 0.0.0.0 is the unspecified address; a virtual address is one that no host owns, such \
+         as 10.30.30.30",
+    ),
+    (
+        "[virtual]\naddresses = [\"ff02::1\"]",
+        "2:14: virtual.addresses: ff02::1 is a multicast address; a virtual address is one that no host owns, such as \
+         10.30.30.30",
+    ),
+    (
+        "[virtual]\naddresses = [\"127.0.0.53\"]",
+        "2:14: virtual.addresses: 127.0.0.53 is a loopback address, which never leaves the host; a virtual address is \
+         one that no host owns, such as 10.30.30.30",
+    ),
+    (
+        "[virtual]\naddresses = [\"255.255.255.255\"]",
+        "2:14: virtual.addresses: 255.255.255.255 is the broadcast address; a virtual address is one that no host \
+         owns, such as 10.30.30.30",
+    ),
+    (
+        "[virtual]\naddresses = [\"10.9.9.9\", \"10.9.9.9\"]",
+        "2:26: virtual.addresses: `10.9.9.9` is there twice; remove one",
+    ),
+    (
+        "[virtual]\naddresses = []",
+        "2:13: virtual.addresses: there is neither a virtual address nor a rule, so nothing would be intercepted; give \
+         one with --address or --rule",
+    ),
+    (
+        "[tunnel]\ninterfaces = [\"wg0\"]\n[reader]\ndevice = \"wg0\"",
+        "4:10: reader.device: `wg0` is also a tunnel (tunnel.interfaces, FILE:2:15); the reader needs a device of its \
+         own, such as icept0",
+    ),
+    (
+        "[tunnel]\ninterfaces = [\"wg0\"]\n[bypass]\ndevice = \"wg0\"",
+        "4:10: bypass.device: `wg0` is also a tunnel (tunnel.interfaces, FILE:2:15), which the bypass is to avoid; \
+         name the device that leads to the upstreams, such as eth0",
+    ),
+    (
+        "[reader]\nroutes = true",
+        "2:10: reader.routes: expected one of auto, off in quotes, found a boolean",
+    ),
+    (
+        "[bypass]\nmark = 4294967296",
+        "2:8: bypass.mark: 4294967296 is out of range; a mark is `auto` or a number of 32 bits such as 51820 or \
+         \"0xca6c\"; 0 sets none",
+    ),
+    (
+        "[bypass]\nmark = \"none\"",
+        "2:8: bypass.mark: `none` is no mark; a mark is `auto` or a number of 32 bits such as 51820 or \"0xca6c\"; 0 \
+         sets none",
+    ),
+    (
+        "[dns]\nupstreams = []",
+        "2:13: dns.upstreams: there must be at least one upstream, such as udp://8.8.8.8",
+    ),
+    (
+        "[dns]\nupstreams = [\"udp://8.8.8.8\", \"udp://8.8.8.8\"]",
+        "2:31: dns.upstreams: `udp://8.8.8.8` is there twice; remove one",
+    ),
+    (
+        "[dns]\nupstreams = [\"tcp://10.30.30.30\"]",
+        "2:14: dns.upstreams: tcp://10.30.30.30 is a virtual address (virtual.addresses, default), where no resolver \
+         is; name one outside, such as udp://8.8.8.8",
+    ),
+    (
+        "[bypass]\nmark = 0\n[dns]\nupstreams = [\"udp://9.9.9.9\"]\n[[rule]]\ndestination = \"any\"\nport = 53",
+        "4:14: dns.upstreams: udp://9.9.9.9 is taken by rule `any port 53 -> dns` (FILE:5:1) and bypass.mark is 0, so \
+         queries would come back to us; set a mark or bypass.device",
+    ),
+    (
+        "[dns]\ndeadline = 5",
+        "2:12: dns.deadline: expected a duration in quotes such as \"1.2s\" or \"800ms\", found an integer",
+    ),
+    (
+        "[dns]\ndeadline = \"fast\"",
+        "2:12: dns.deadline: `fast` is no duration; write one such as 1.2s, 800ms or 1min",
+    ),
+    (
+        "[dns]\ndeadline = \"0s\"",
+        "2:12: dns.deadline: 0s is out of range; it can be 10ms to 1m",
+    ),
+    (
+        "[dns]\nattempt_timeout = \"6s\"",
+        "2:19: dns.attempt_timeout: 6s is longer than dns.deadline (5s, default), which covers all attempts; shorten \
+         the one or lengthen the other",
+    ),
+    (
+        "[dns]\ndeadline = \"1s\"",
+        "2:12: dns.deadline: 1s is shorter than dns.attempt_timeout (1s 200ms, default), one of the attempts that it \
+         covers; lengthen the one or shorten the other",
+    ),
+    (
+        "[dns]\nrounds = 0",
+        "2:10: dns.rounds: 0 is out of range; it can be 1 to 10",
+    ),
+    (
+        "[tcp]\nmax_connections = 99999999999",
+        "2:19: tcp.max_connections: 99999999999 is out of range; it can be 1 to 100000",
+    ),
+    (
+        "[tcp]\nmax_connections = 1.5",
+        "2:19: tcp.max_connections: expected a number, found a float",
+    ),
+    (
+        "[tcp]\nidle_timeout = \"2d\"",
+        "2:16: tcp.idle_timeout: 2d is out of range; it can be 10ms to 1day",
+    ),
+    (
+        "[control]\nsocket = \"\"",
+        "2:10: control.socket: the path is empty",
+    ),
+    (
+        "[log]\nfilter = \"interceptor=loud\"",
+        "2:10: log.filter: `interceptor=loud` is no log filter; write a level (error, warn, info, debug, trace) or a \
+         filter such as `warn,interceptor::dns=debug`",
+    ),
+    (
+        "[log]\nformat = \"xml\"",
+        "2:10: log.format: `xml` is none of text, json",
+    ),
+    (
+        "[kernel]\nobject = \"/nonexistent.o\"",
+        "2:10: kernel.object: cannot read /nonexistent.o: No such file or directory (os error 2)",
+    ),
+    (
+        "[kernel]\nobject = \"/proc\"",
+        "2:10: kernel.object: /proc is no file",
+    ),
+    (
+        "[rule]\ndestination = \"10.0.0.1\"",
+        "1:1: rule: expected a table in double brackets, found a table; write [[rule]]",
+    ),
+    (
+        "[[rule]]\nport = 53",
+        "1:1: rule: `destination` is missing; write an address, a prefix or \"any\"",
+    ),
+    (
+        "[[rule]]\ndestnation = \"10.0.0.1\"",
+        "2:1: unknown key `rule.destnation`; did you mean `rule.destination`?",
+    ),
+    (
+        "[[rule]]\ndestination = \"10.0.0.1/8\"",
+        "2:15: rule.destination: `10.0.0.1/8` has bits set beyond its length; did you mean 10.0.0.0/8?",
+    ),
+    (
+        "[[rule]]\ndestination = \"10.0.0.1\"\nprotocol = \"sctp\"",
+        "3:12: rule.protocol: `sctp` is no protocol; protocols are udp, tcp and icmp",
+    ),
+    (
+        "[[rule]]\ndestination = \"10.0.0.1\"\nport = 70000",
+        "3:8: rule.port: 70000 is not a port; ports are 1 to 65535",
+    ),
+    (
+        "[[rule]]\ndestination = \"10.0.0.1\"\nport = \"53\"",
+        "3:8: rule.port: expected a number, found a string",
+    ),
+    (
+        "[[rule]]\ndestination = \"10.0.0.1\"\nservice = \"dsn\"",
+        "3:11: rule.service: `dsn` is no service; services are dns and echo",
+    ),
+    (
+        "[[rule]]\ndestination = \"any\"",
+        "1:1: rule: a rule for any destination needs a port: without one it would take all of the tunnel's traffic",
+    ),
+    (
+        "[[rule]]\ndestination = \"10.0.0.1\"\n[[rule]]\ndestination = \"10.0.0.1\"\nservice = \"echo\"",
+        "3:1: rule: rules `10.0.0.1 -> dns` and `10.0.0.1 -> echo` match the same packets but name different services; \
+         remove one (the first is from FILE:1:1)",
+    ),
+    (
+        "[[rule]]\ndestination = \"10.0.0.1\"\n[[rule]]\ndestination = \"10.0.0.1\"",
+        "3:1: rule: rule `10.0.0.1 -> dns` is there already (the first is from FILE:1:1)",
+    ),
+];
+
+#[test]
+fn what_is_wrong_in_the_environment_is_named_with_its_variable() {
+    for (name, value, message) in [
+        (
+            "INTERCEPTOR_DNS_DEADLINE",
+            "fast",
+            "INTERCEPTOR_DNS_DEADLINE: dns.deadline: `fast` is no duration; write one such as 1.2s, 800ms or 1min",
+        ),
+        (
+            "INTERCEPTOR_TUNNEL_SHARE",
+            "maybe",
+            "INTERCEPTOR_TUNNEL_SHARE: tunnel.share: `maybe` is neither true nor false",
+        ),
+        (
+            "INTERCEPTOR_DNS_ROUNDS",
+            "two",
+            "INTERCEPTOR_DNS_ROUNDS: dns.rounds: `two` is no number",
+        ),
+        (
+            "INTERCEPTOR_DNS_UPSTREAM",
+            "udp://9.9.9.9",
+            "INTERCEPTOR_DNS_UPSTREAM: unknown environment variable `INTERCEPTOR_DNS_UPSTREAM`; did you mean \
+             `INTERCEPTOR_DNS_UPSTREAMS`?",
+        ),
+    ] {
+        assert_eq!(Given::nothing().variable(name, value).error(), message);
+    }
+}
+
+#[test]
+fn variables_of_tests_and_of_others_mean_nothing() {
+    let given = Given::nothing()
+        .variable("INTERCEPTOR_BIN", "/bin/true")
+        .variable("PATH", "/bin")
+        .variable("INTERCEPTORS", "7");
+    assert!(given.load().is_ok());
+}
+
+#[test]
+fn what_is_wrong_in_a_flag_is_named_with_the_flag() {
+    let given = Given::nothing().flag(Key::BypassMark, "--mark", "blue");
+    assert_eq!(
+        given.error(),
+        "--mark: bypass.mark: `blue` is no mark; a mark is `auto` or a number of 32 bits such as 51820 or \"0xca6c\"; \
+         0 sets none"
+    );
+    let mut given = Given::nothing();
+    given
+        .flags
+        .set_rule_flags("--rule", &["any udp 53".to_owned()]);
+    assert_eq!(
+        given.error(),
+        "--rule: rule: `any udp 53` is no rule; write one such as `10.30.30.30`, `any udp port 53 -> dns` or \
+         `10.30.0.0/16 icmp -> echo`"
+    );
+}
+
+#[test]
+fn a_file_that_is_named_must_be_there() {
+    let message = "cannot read the configuration file /nonexistent.toml: no such file; name another with --config or \
+                   INTERCEPTOR_CONFIG";
+    let mut given = Given::nothing();
+    given.named = Some(PathBuf::from("/nonexistent.toml"));
+    assert_eq!(given.load().unwrap_err().to_string(), message);
+    let given = Given::nothing().variable("INTERCEPTOR_CONFIG", "/nonexistent.toml");
+    assert_eq!(given.error(), message);
+}
+
+#[test]
+fn the_default_file_may_be_missing_and_is_read_when_it_is_there() {
+    let mut given = Given::file("[dns]\nrounds = 7");
+    let path = given.named.take().unwrap();
+    assert_eq!(given.load().unwrap().dns.rounds, 2);
+    given.default_file = path;
+    assert_eq!(given.load().unwrap().dns.rounds, 7);
+}
+
+#[test]
+fn a_file_that_is_no_text_is_refused() {
+    let given = Given::file("");
+    fs::write(given.named.as_ref().unwrap(), [0xff, 0xfe]).unwrap();
+    assert_eq!(
+        given.error(),
+        "cannot read the configuration file FILE: it is not UTF-8 text"
+    );
+}
+
+#[test]
+fn a_client_finds_the_socket_without_looking_further_than_it_must() {
+    let given = Given::file("[control]\nsocket = \"/tmp/file.sock\"\n[dns]\nrounds = 99");
+    assert_eq!(given.socket(), "/tmp/file.sock");
+    let given =
+        Given::file("no TOML at all").variable("INTERCEPTOR_CONTROL_SOCKET", "/tmp/env.sock");
+    assert_eq!(given.socket(), "/tmp/env.sock");
+    let given = given.variable("INTERCEPTOR_WRONG", "1").flag(
+        Key::ControlSocket,
+        "--control",
+        "/tmp/flag.sock",
+    );
+    assert_eq!(given.socket(), "/tmp/flag.sock");
+    assert_eq!(Given::nothing().socket(), DEFAULT_SOCKET);
+}
+
+#[test]
+fn a_socket_whose_path_is_too_long_is_refused() {
+    let path = format!("/tmp/{}", "x".repeat(103));
+    let given = Given::nothing().flag(Key::ControlSocket, "--control", &path);
+    assert_eq!(
+        given.error(),
+        format!(
+            "--control: control.socket: {path} is too long for a socket: 108 bytes of at most 107"
+        )
+    );
+}
+
+const EVERY_KEY: &str = r#"
+[tunnel]
+interfaces = ["wg0", "wg1"]
+attach = "clsact"
+share = true
+
+[virtual]
+addresses = ["10.9.9.9"]
+
+[reader]
+device = "icept7"
+routes = "off"
+
+[bypass]
+mark = "0xca6c"
+device = "eth0"
+
+[dns]
+upstreams = ["udp://9.9.9.9", "tcp://[2001:db8::53]:5353"]
+attempt_timeout = "300ms"
+rounds = 3
+deadline = "2.5s"
+
+[tcp]
+max_connections = 2000
+idle_timeout = "30s"
+
+[control]
+socket = "/tmp/control.sock"
+
+[log]
+filter = "warn,interceptor::dns=debug"
+format = "json"
+
+[kernel]
+object = "/proc/self/exe"
+
+[[rule]]
+destination = "any"
+protocol = "udp"
+port = 53
+
+[[rule]]
+destination = "10.30.0.0/16"
+protocol = "icmp"
+service = "echo"
+"#;
+
+/// Sources, some of them given.
+struct Given {
+    directory: TempDir,
+    named: Option<PathBuf>,
+    default_file: PathBuf,
+    environment: Vec<(OsString, OsString)>,
+    flags: Layer,
+}
+
+impl Given {
+    fn nothing() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let default_file = directory.path().join("default.toml");
+        Self {
+            directory,
+            named: None,
+            default_file,
+            environment: Vec::new(),
+            flags: Layer::default(),
+        }
+    }
+
+    fn file(text: &str) -> Self {
+        let mut given = Self::nothing();
+        let path = given.directory.path().join("interceptor.toml");
+        fs::write(&path, text).unwrap();
+        given.named = Some(path);
+        given
+    }
+
+    fn variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    fn flag(mut self, key: Key, flag: &'static str, text: &str) -> Self {
+        self.flags.set_flag(key, flag, Some(text));
+        self
+    }
+
+    fn load(&self) -> Result<Config, Error> {
+        Config::load(&self.sources())
+    }
+
+    fn socket(&self) -> String {
+        let path = self.sources().control_socket().unwrap();
+        path.to_string_lossy().into_owned()
+    }
+
+    /// The error's one line, with FILE for the file's path.
+    fn error(&self) -> String {
+        let line = self.load().unwrap_err().to_string();
+        assert!(!line.contains('\n'), "{line}");
+        match &self.named {
+            Some(path) => line.replace(&*path.to_string_lossy(), "FILE"),
+            None => line,
+        }
+    }
+
+    fn sources(&self) -> Sources {
+        Sources {
+            file: self.named.clone(),
+            default_file: self.default_file.clone(),
+            environment: self.environment.clone(),
+            flags: self.flags.clone(),
+        }
+    }
+}
+
+fn rules(config: &Config) -> Vec<String> {
+    config.rules.iter().map(ToString::to_string).collect()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}

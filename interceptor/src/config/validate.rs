@@ -1,0 +1,465 @@
+//! From the merged layers to a [`Config`]: defaults, bounds, and contradictions between keys.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::dns::DnsConfig;
+use crate::dns::upstream::UpstreamUrl;
+use crate::rules::{Destination, Protocol, Rule, ServiceName};
+
+use super::error::{Error, Origin};
+use super::layer::{Key, Layer, Raw, RawRule, RuleTable, Sourced};
+use super::value::{self, Problem};
+use super::{
+    AttachMode, BypassConfig, Config, DEFAULT_SOCKET, LogConfig, LogFormat, ReaderConfig, TcpConfig,
+};
+
+const DEFAULT_ADDRESSES: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(10, 30, 30, 30)),
+    IpAddr::V6(Ipv6Addr::new(0xfd30, 0x30, 0x30, 0, 0, 0, 0, 0x30)),
+];
+
+const DEFAULT_UPSTREAMS: [UpstreamUrl; 2] = [
+    UpstreamUrl::Udp(SocketAddr::new(IpAddr::V4(Ipv4Addr::new(8, 8, 8, 8)), 53)),
+    UpstreamUrl::Udp(SocketAddr::new(IpAddr::V4(Ipv4Addr::new(8, 8, 4, 4)), 53)),
+];
+
+const SHORTEST_WAIT: Duration = Duration::from_millis(10);
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
+const LONGEST_IDLE: Duration = Duration::from_hours(24);
+const MOST_CONNECTIONS: u32 = 100_000;
+const MOST_ROUNDS: u32 = 10;
+
+pub(super) fn config(layer: &Layer) -> Result<Config, Error> {
+    let merged = Merged(layer);
+    let interfaces = merged.interfaces()?;
+    let reader = merged.reader(&interfaces)?;
+    let bypass = merged.bypass(&interfaces)?;
+    let addresses = merged.addresses()?;
+    let rules = merged.rules(&addresses)?;
+    let dns = merged.dns(&addresses, &rules, &bypass)?;
+    Ok(Config {
+        interfaces: interfaces.into_iter().map(|it| it.value).collect(),
+        attach: merged.or(Key::TunnelAttach, AttachMode::Auto, value::attach_mode)?,
+        share: merged.or(Key::TunnelShare, false, value::boolean)?,
+        addresses: addresses.into_iter().map(|it| it.value).collect(),
+        rules: rules.into_iter().map(|it| it.value).collect(),
+        reader,
+        bypass,
+        dns,
+        tcp: merged.tcp()?,
+        control: control_socket(layer)?,
+        log: LogConfig {
+            filter: merged.or(Key::LogFilter, "info".to_owned(), value::log_filter)?,
+            format: merged.or(Key::LogFormat, LogFormat::Text, value::log_format)?,
+        },
+        bpf_object: merged.option(Key::KernelObject, value::readable_file)?,
+    })
+}
+
+pub(super) fn control_socket(layer: &Layer) -> Result<PathBuf, Error> {
+    Merged(layer).or(
+        Key::ControlSocket,
+        PathBuf::from(DEFAULT_SOCKET),
+        value::socket_path,
+    )
+}
+
+struct Merged<'a>(&'a Layer);
+
+impl Merged<'_> {
+    fn interfaces(&self) -> Result<Vec<Sourced<String>>, Error> {
+        self.list(Key::TunnelInterfaces, &[], value::interface)
+    }
+
+    fn addresses(&self) -> Result<Vec<Sourced<IpAddr>>, Error> {
+        self.list(
+            Key::VirtualAddresses,
+            &DEFAULT_ADDRESSES,
+            value::virtual_address,
+        )
+    }
+
+    fn reader(&self, interfaces: &[Sourced<String>]) -> Result<ReaderConfig, Error> {
+        let device = self.sourced(Key::ReaderDevice, value::interface)?;
+        if let Some(device) = &device
+            && let Some(tunnel) = interfaces.iter().find(|it| it.value == device.value)
+        {
+            return Err(Error::value(
+                &device.origin,
+                Key::ReaderDevice,
+                format!(
+                    "`{}` is also a tunnel (tunnel.interfaces, {}); the reader needs a device of its own, such as icept0",
+                    device.value, tunnel.origin
+                ),
+            ));
+        }
+        Ok(ReaderConfig {
+            device: device.map(|it| it.value),
+            routes: self.or(Key::ReaderRoutes, true, value::routes)?,
+        })
+    }
+
+    fn bypass(&self, interfaces: &[Sourced<String>]) -> Result<BypassConfig, Error> {
+        let device = self.sourced(Key::BypassDevice, value::interface)?;
+        if let Some(device) = &device
+            && let Some(tunnel) = interfaces.iter().find(|it| it.value == device.value)
+        {
+            return Err(Error::value(
+                &device.origin,
+                Key::BypassDevice,
+                format!(
+                    "`{}` is also a tunnel (tunnel.interfaces, {}), which the bypass is to avoid; name the device that \
+                     leads to the upstreams, such as eth0",
+                    device.value, tunnel.origin
+                ),
+            ));
+        }
+        Ok(BypassConfig {
+            mark: self.or(Key::BypassMark, None, value::mark)?,
+            device: device.map(|it| it.value),
+        })
+    }
+
+    /// The virtual addresses' own rules, then the configured ones.
+    fn rules(&self, addresses: &[Sourced<IpAddr>]) -> Result<Vec<Sourced<Rule>>, Error> {
+        let configured = self
+            .0
+            .rules()
+            .iter()
+            .map(rule)
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut first = HashMap::new();
+        for later in &configured {
+            let Rule {
+                destination,
+                protocol,
+                port,
+                ..
+            } = later.value;
+            let earlier: &Sourced<Rule> = match first.entry((destination, protocol, port)) {
+                Entry::Vacant(entry) => {
+                    entry.insert(later);
+                    continue;
+                }
+                Entry::Occupied(entry) => entry.get(),
+            };
+            if let Err(error) = earlier.value.agrees_with(&later.value) {
+                let problem = format!("{error} (the first is from {})", earlier.origin);
+                return Err(rule_error(&later.origin, problem));
+            }
+        }
+        let mut rules: Vec<Sourced<Rule>> = addresses
+            .iter()
+            .map(|address| Sourced {
+                value: default_rule(address.value),
+                origin: address.origin.clone(),
+            })
+            .filter(|default| {
+                configured
+                    .iter()
+                    .all(|it| default.value.agrees_with(&it.value).is_ok())
+            })
+            .collect();
+        rules.extend(configured);
+        if rules.is_empty() {
+            return Err(Error::Value {
+                origin: self.origin(Key::VirtualAddresses),
+                key: Key::VirtualAddresses.to_string(),
+                problem: "there is neither a virtual address nor a rule, so nothing would be intercepted; give one \
+                          with --address or --rule"
+                    .to_owned(),
+            });
+        }
+        Ok(rules)
+    }
+
+    fn dns(
+        &self,
+        addresses: &[Sourced<IpAddr>],
+        rules: &[Sourced<Rule>],
+        bypass: &BypassConfig,
+    ) -> Result<DnsConfig, Error> {
+        let upstreams = self.list(Key::DnsUpstreams, &DEFAULT_UPSTREAMS, value::upstream)?;
+        if upstreams.is_empty() {
+            let problem = "there must be at least one upstream, such as udp://8.8.8.8";
+            let origin = self.origin(Key::DnsUpstreams);
+            return Err(Error::value(&origin, Key::DnsUpstreams, problem));
+        }
+        for upstream in &upstreams {
+            comes_not_back(upstream, addresses, rules, bypass)?;
+        }
+        let attempt_timeout = self.duration(
+            Key::DnsAttemptTimeout,
+            Duration::from_millis(1200),
+            LONGEST_WAIT,
+        )?;
+        let deadline = self.duration(Key::DnsDeadline, Duration::from_secs(5), LONGEST_WAIT)?;
+        if attempt_timeout.value > deadline.value {
+            return Err(attempt_beyond_deadline(&attempt_timeout, &deadline));
+        }
+        Ok(DnsConfig {
+            upstreams: upstreams.into_iter().map(|it| it.value).collect(),
+            attempt_timeout: attempt_timeout.value,
+            rounds: self.or(Key::DnsRounds, 2, |raw| {
+                value::number(raw, &(1..=MOST_ROUNDS))
+            })?,
+            deadline: deadline.value,
+        })
+    }
+
+    fn tcp(&self) -> Result<TcpConfig, Error> {
+        let max_connections = self.or(Key::TcpMaxConnections, 1024, |raw| {
+            value::number(raw, &(1..=MOST_CONNECTIONS))
+        })?;
+        let idle_timeout =
+            self.duration(Key::TcpIdleTimeout, Duration::from_secs(10), LONGEST_IDLE)?;
+        Ok(TcpConfig {
+            max_connections: max_connections as usize,
+            idle_timeout: idle_timeout.value,
+        })
+    }
+
+    fn duration(
+        &self,
+        key: Key,
+        default: Duration,
+        longest: Duration,
+    ) -> Result<Sourced<Duration>, Error> {
+        let set = self.sourced(key, |raw| value::duration(raw, &(SHORTEST_WAIT..=longest)))?;
+        Ok(set.unwrap_or(Sourced {
+            value: default,
+            origin: Origin::Default,
+        }))
+    }
+
+    fn or<T>(
+        &self,
+        key: Key,
+        default: T,
+        parse: impl Fn(&Raw) -> Result<T, Problem>,
+    ) -> Result<T, Error> {
+        Ok(self.option(key, parse)?.unwrap_or(default))
+    }
+
+    fn option<T>(
+        &self,
+        key: Key,
+        parse: impl Fn(&Raw) -> Result<T, Problem>,
+    ) -> Result<Option<T>, Error> {
+        Ok(self.sourced(key, parse)?.map(|it| it.value))
+    }
+
+    fn sourced<T>(
+        &self,
+        key: Key,
+        parse: impl Fn(&Raw) -> Result<T, Problem>,
+    ) -> Result<Option<Sourced<T>>, Error> {
+        self.0
+            .get(key)
+            .map(|raw| parse_at(raw, &key, &parse))
+            .transpose()
+    }
+
+    fn list<T: Clone + Display + Eq + Hash>(
+        &self,
+        key: Key,
+        default: &[T],
+        parse: impl Fn(&Raw) -> Result<T, Problem>,
+    ) -> Result<Vec<Sourced<T>>, Error> {
+        let Some(raw) = self.0.get(key) else {
+            let defaults = default.iter().map(|value| Sourced {
+                value: value.clone(),
+                origin: Origin::Default,
+            });
+            return Ok(defaults.collect());
+        };
+        let Raw::List(items) = &raw.value else {
+            let problem = format!(
+                "expected a list, found {}; put the value in brackets",
+                raw.value.kind()
+            );
+            return Err(Error::value(&raw.origin, key, problem));
+        };
+        let mut seen = HashSet::new();
+        let mut list = Vec::new();
+        for item in items {
+            let item = parse_at(item, &key, &parse)?;
+            if !seen.insert(item.value.clone()) {
+                let problem = format!("`{}` is there twice; remove one", item.value);
+                return Err(Error::value(&item.origin, key, problem));
+            }
+            list.push(item);
+        }
+        Ok(list)
+    }
+
+    fn origin(&self, key: Key) -> Origin {
+        self.0
+            .get(key)
+            .map_or(Origin::Default, |it| it.origin.clone())
+    }
+}
+
+fn default_rule(address: IpAddr) -> Rule {
+    Rule {
+        destination: Destination::address(address),
+        protocol: None,
+        port: None,
+        service: ServiceName::Dns,
+    }
+}
+
+fn rule(raw: &RawRule) -> Result<Sourced<Rule>, Error> {
+    let rule = match raw {
+        RawRule::Text(text) => Sourced {
+            value: text
+                .value
+                .parse()
+                .map_err(|error| rule_error(&text.origin, error))?,
+            origin: text.origin.clone(),
+        },
+        RawRule::Table(table) => Sourced {
+            value: rule_of_table(table)?,
+            origin: table.origin.clone(),
+        },
+    };
+    rule.value
+        .validate()
+        .map_err(|error| rule_error(&rule.origin, error))?;
+    Ok(rule)
+}
+
+fn rule_of_table(table: &RuleTable) -> Result<Rule, Error> {
+    let field = |name| table.fields.get(name);
+    let Some(destination) = field("destination") else {
+        return Err(rule_error(
+            &table.origin,
+            "`destination` is missing; write an address, a prefix or \"any\"",
+        ));
+    };
+    let destination = parse_at(destination, &"rule.destination", |raw| {
+        value::parsed(raw, "an address or prefix in quotes, or \"any\"")
+    })?;
+    let protocol = field("protocol")
+        .map(|raw| {
+            parse_at(raw, &"rule.protocol", |raw| {
+                value::parsed::<Protocol>(raw, "\"udp\", \"tcp\" or \"icmp\"")
+            })
+        })
+        .transpose()?;
+    let port = field("port")
+        .map(|raw| parse_at(raw, &"rule.port", value::port))
+        .transpose()?;
+    let service = field("service")
+        .map(|raw| {
+            parse_at(raw, &"rule.service", |raw| {
+                value::parsed(raw, "\"dns\" or \"echo\"")
+            })
+        })
+        .transpose()?;
+    Ok(Rule {
+        destination: destination.value,
+        protocol: protocol.map(|it| it.value),
+        port: port.map(|it| it.value),
+        service: service.map_or_else(ServiceName::default, |it| it.value),
+    })
+}
+
+fn rule_error(origin: &Origin, problem: impl Display) -> Error {
+    Error::Value {
+        origin: origin.clone(),
+        key: "rule".to_owned(),
+        problem: problem.to_string(),
+    }
+}
+
+fn parse_at<T>(
+    raw: &Sourced<Raw>,
+    key: &impl Display,
+    parse: impl Fn(&Raw) -> Result<T, Problem>,
+) -> Result<Sourced<T>, Error> {
+    match parse(&raw.value) {
+        Ok(value) => Ok(Sourced {
+            value,
+            origin: raw.origin.clone(),
+        }),
+        Err(problem) => Err(Error::Value {
+            origin: raw.origin.clone(),
+            key: key.to_string(),
+            problem,
+        }),
+    }
+}
+
+/// Blames the one that was set.
+fn attempt_beyond_deadline(attempt: &Sourced<Duration>, deadline: &Sourced<Duration>) -> Error {
+    let attempt_length = humantime::format_duration(attempt.value);
+    let deadline_length = humantime::format_duration(deadline.value);
+    if attempt.origin == Origin::Default {
+        return Error::value(
+            &deadline.origin,
+            Key::DnsDeadline,
+            format!(
+                "{deadline_length} is shorter than dns.attempt_timeout ({attempt_length}, default), one of the attempts \
+                 that it covers; lengthen the one or shorten the other"
+            ),
+        );
+    }
+    Error::value(
+        &attempt.origin,
+        Key::DnsAttemptTimeout,
+        format!(
+            "{attempt_length} is longer than dns.deadline ({deadline_length}, {}), which covers all attempts; shorten \
+             the one or lengthen the other",
+            deadline.origin
+        ),
+    )
+}
+
+/// A query that we forward must not be intercepted again.
+fn comes_not_back(
+    upstream: &Sourced<UpstreamUrl>,
+    addresses: &[Sourced<IpAddr>],
+    rules: &[Sourced<Rule>],
+    bypass: &BypassConfig,
+) -> Result<(), Error> {
+    let (UpstreamUrl::Udp(socket) | UpstreamUrl::Tcp(socket)) = &upstream.value;
+    if let Some(address) = addresses.iter().find(|it| it.value == socket.ip()) {
+        return Err(Error::value(
+            &upstream.origin,
+            Key::DnsUpstreams,
+            format!(
+                "{} is a virtual address (virtual.addresses, {}), where no resolver is; name one outside, such as \
+                 udp://8.8.8.8",
+                upstream.value, address.origin
+            ),
+        ));
+    }
+    let bypasses = bypass.mark != Some(0) || bypass.device.is_some();
+    if bypasses {
+        return Ok(());
+    }
+    let takes = |rule: &Rule| {
+        rule.destination.contains(socket.ip())
+            && rule.protocol != Some(Protocol::Icmp)
+            && rule.port.is_none_or(|port| port == socket.port())
+    };
+    if let Some(rule) = rules.iter().find(|it| takes(&it.value)) {
+        return Err(Error::value(
+            &upstream.origin,
+            Key::DnsUpstreams,
+            format!(
+                "{} is taken by rule `{}` ({}) and bypass.mark is 0, so queries would come back to us; set a mark or \
+                 bypass.device",
+                upstream.value, rule.value, rule.origin
+            ),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,259 @@
+//! From raw values to typed ones: one function a type, each with a message that says what would be right.
+
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::dns::upstream::UpstreamUrl;
+
+use super::layer::Raw;
+use super::{AttachMode, LogFormat};
+
+/// What is wrong with a value, and what would be right.
+pub(super) type Problem = String;
+
+/// The kernel's IFNAMSIZ without the final zero.
+const INTERFACE_NAME_MAX: usize = 15;
+
+/// `sun_path` without the final zero (unix(7)).
+const SOCKET_PATH_MAX: usize = 107;
+
+pub(super) fn boolean(raw: &Raw) -> Result<bool, Problem> {
+    match raw {
+        Raw::Boolean(truth) => Ok(*truth),
+        Raw::Untyped(text) => match text.as_str() {
+            "true" | "1" | "yes" | "on" => Ok(true),
+            "false" | "0" | "no" | "off" => Ok(false),
+            _ => Err(format!("`{text}` is neither true nor false")),
+        },
+        other => Err(expected("true or false", other)),
+    }
+}
+
+pub(super) fn number(raw: &Raw, range: &RangeInclusive<u32>) -> Result<u32, Problem> {
+    let number = match raw {
+        Raw::Integer(number) => i128::from(*number),
+        Raw::Untyped(text) => text
+            .trim()
+            .parse()
+            .map_err(|_| format!("`{text}` is no number"))?,
+        other => return Err(expected("a number", other)),
+    };
+    match u32::try_from(number) {
+        Ok(number) if range.contains(&number) => Ok(number),
+        _ => Err(format!(
+            "{number} is out of range; it can be {} to {}",
+            range.start(),
+            range.end()
+        )),
+    }
+}
+
+pub(super) fn duration(raw: &Raw, range: &RangeInclusive<Duration>) -> Result<Duration, Problem> {
+    let text = text(raw, "a duration in quotes such as \"1.2s\" or \"800ms\"")?;
+    let Some(duration) = fractional_seconds(text).or_else(|| humantime::parse_duration(text).ok())
+    else {
+        return Err(format!(
+            "`{text}` is no duration; write one such as 1.2s, 800ms or 1min"
+        ));
+    };
+    if !range.contains(&duration) {
+        return Err(format!(
+            "{text} is out of range; it can be {} to {}",
+            humantime::format_duration(*range.start()),
+            humantime::format_duration(*range.end())
+        ));
+    }
+    Ok(duration)
+}
+
+pub(super) fn attach_mode(raw: &Raw) -> Result<AttachMode, Problem> {
+    choice(
+        raw,
+        &[
+            ("auto", AttachMode::Auto),
+            ("tcx", AttachMode::Tcx),
+            ("clsact", AttachMode::Clsact),
+        ],
+    )
+}
+
+pub(super) fn routes(raw: &Raw) -> Result<bool, Problem> {
+    choice(raw, &[("auto", true), ("off", false)])
+}
+
+pub(super) fn log_format(raw: &Raw) -> Result<LogFormat, Problem> {
+    choice(raw, &[("text", LogFormat::Text), ("json", LogFormat::Json)])
+}
+
+pub(super) fn log_filter(raw: &Raw) -> Result<String, Problem> {
+    let text = text(raw, "a level or filter in quotes such as \"info\"")?;
+    let is_filter = !text.trim().is_empty() && EnvFilter::try_new(text).is_ok();
+    if !is_filter {
+        return Err(format!(
+            "`{text}` is no log filter; write a level (error, warn, info, debug, trace) or a filter such as \
+             `warn,interceptor::dns=debug`"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// A mark; `None` is `auto`.
+pub(super) fn mark(raw: &Raw) -> Result<Option<u32>, Problem> {
+    const HELP: &str =
+        "a mark is `auto` or a number of 32 bits such as 51820 or \"0xca6c\"; 0 sets none";
+    match raw {
+        Raw::Integer(number) => u32::try_from(*number)
+            .map(Some)
+            .map_err(|_| format!("{number} is out of range; {HELP}")),
+        Raw::Text(text) | Raw::Untyped(text) if text == "auto" => Ok(None),
+        Raw::Text(text) | Raw::Untyped(text) => {
+            let hexadecimal = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
+            let number = match hexadecimal {
+                Some(digits) => u32::from_str_radix(digits, 16),
+                None => text.parse(),
+            };
+            number
+                .map(Some)
+                .map_err(|_| format!("`{text}` is no mark; {HELP}"))
+        }
+        other => Err(expected("a number or \"auto\"", other)),
+    }
+}
+
+pub(super) fn interface(raw: &Raw) -> Result<String, Problem> {
+    let name = text(raw, "an interface name in quotes such as \"wg0\"")?;
+    let is_name = !name.is_empty()
+        && name.len() <= INTERFACE_NAME_MAX
+        && name != "."
+        && name != ".."
+        && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control());
+    if !is_name {
+        return Err(format!(
+            "`{}` is no interface name; it has 1 to {INTERFACE_NAME_MAX} bytes and neither spaces, `/` nor `:`",
+            name.escape_debug()
+        ));
+    }
+    Ok(name.to_owned())
+}
+
+/// An address that can be virtual: a unicast one that could come by in a tunnel.
+pub(super) fn virtual_address(raw: &Raw) -> Result<IpAddr, Problem> {
+    let text = text(raw, "an address in quotes such as \"10.30.30.30\"")?;
+    let Ok(address) = text.parse::<IpAddr>() else {
+        return Err(format!(
+            "`{text}` is no IP address; write one such as 10.30.30.30 or fd30:30:30::30"
+        ));
+    };
+    let kind = match address {
+        _ if address.is_unspecified() => "the unspecified address",
+        _ if address.is_multicast() => "a multicast address",
+        _ if address.is_loopback() => "a loopback address, which never leaves the host",
+        IpAddr::V4(v4) if v4.is_broadcast() => "the broadcast address",
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => "an IPv4 address in IPv6's clothing",
+        _ => return Ok(address),
+    };
+    Err(format!(
+        "{address} is {kind}; a virtual address is one that no host owns, such as 10.30.30.30"
+    ))
+}
+
+pub(super) fn upstream(raw: &Raw) -> Result<UpstreamUrl, Problem> {
+    parsed(raw, "a URL in quotes such as \"udp://8.8.8.8\"")
+}
+
+pub(super) fn socket_path(raw: &Raw) -> Result<PathBuf, Problem> {
+    let path = path(raw)?;
+    let length = path.as_os_str().len();
+    if length > SOCKET_PATH_MAX {
+        return Err(format!(
+            "{} is too long for a socket: {length} bytes of at most {SOCKET_PATH_MAX}",
+            path.display()
+        ));
+    }
+    if path.file_name().is_none() {
+        return Err(format!(
+            "{} names no file; name the socket itself, such as {}",
+            path.display(),
+            super::DEFAULT_SOCKET
+        ));
+    }
+    Ok(path)
+}
+
+pub(super) fn readable_file(raw: &Raw) -> Result<PathBuf, Problem> {
+    let path = path(raw)?;
+    let opened = std::fs::File::open(&path).and_then(|file| file.metadata());
+    match opened {
+        Ok(metadata) if metadata.is_file() => Ok(path),
+        Ok(_) => Err(format!("{} is no file", path.display())),
+        Err(error) => Err(format!("cannot read {}: {error}", path.display())),
+    }
+}
+
+pub(super) fn parsed<T>(raw: &Raw, wanted: &str) -> Result<T, Problem>
+where
+    T: FromStr<Err: Display>,
+{
+    text(raw, wanted)?
+        .parse()
+        .map_err(|error: T::Err| error.to_string())
+}
+
+/// A port in a rule's table; whether it can be one is the rule's to say.
+pub(super) fn port(raw: &Raw) -> Result<u16, Problem> {
+    match raw {
+        Raw::Integer(number) => u16::try_from(*number)
+            .map_err(|_| format!("{number} is not a port; ports are 1 to 65535")),
+        other => Err(expected("a number", other)),
+    }
+}
+
+fn path(raw: &Raw) -> Result<PathBuf, Problem> {
+    let text = text(raw, "a path in quotes")?;
+    if text.is_empty() || text.contains('\0') {
+        return Err("the path is empty".to_owned());
+    }
+    Ok(PathBuf::from(text))
+}
+
+fn choice<T: Copy>(raw: &Raw, choices: &[(&str, T)]) -> Result<T, Problem> {
+    let names = || {
+        let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+        names.join(", ")
+    };
+    let text = text(raw, &format!("one of {} in quotes", names()))?;
+    choices
+        .iter()
+        .find(|(name, _)| *name == text)
+        .map(|(_, value)| *value)
+        .ok_or_else(|| format!("`{text}` is none of {}", names()))
+}
+
+fn text<'a>(raw: &'a Raw, wanted: &str) -> Result<&'a str, Problem> {
+    match raw {
+        Raw::Text(text) | Raw::Untyped(text) => Ok(text),
+        other => Err(expected(wanted, other)),
+    }
+}
+
+fn expected(wanted: &str, found: &Raw) -> Problem {
+    format!("expected {wanted}, found {}", found.kind())
+}
+
+/// `1.2s`, which humantime does not read.
+fn fractional_seconds(text: &str) -> Option<Duration> {
+    let digits = text.strip_suffix('s')?;
+    let is_decimal = digits.starts_with(|c: char| c.is_ascii_digit())
+        && digits.ends_with(|c: char| c.is_ascii_digit())
+        && digits.chars().all(|c| c.is_ascii_digit() || c == '.');
+    if !is_decimal {
+        return None;
+    }
+    Duration::try_from_secs_f64(digits.parse().ok()?).ok()
+}
