@@ -1,0 +1,141 @@
+//! What the control API speaks of, as its JSON has it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::num::ParseIntError;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::rules::Rule;
+
+/// What the daemon does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// How long it has been running.
+    pub uptime_seconds: u64,
+    /// How intercepted packets reach it.
+    pub reader: ReaderStatus,
+    /// The tunnels it taps.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Its rules.
+    pub rules: Vec<RuleStatus>,
+    /// The resolvers it forwards to, in order.
+    pub upstreams: Vec<UpstreamStatus>,
+    /// Packets by what the kernel program did with them and why.
+    pub kernel: BTreeMap<String, u64>,
+    /// The DNS service's counters.
+    pub dns: serde_json::Value,
+    /// The netstack's counters.
+    pub netstack: serde_json::Value,
+    /// The mark of its own traffic; 0 when it has none.
+    pub bypass_mark: u32,
+}
+
+/// How intercepted packets reach the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReaderStatus {
+    /// `tun` or `af_xdp`.
+    pub kind: String,
+    /// The reader device.
+    pub device: String,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Packets that came in.
+    pub received: u64,
+    /// Packets that went out.
+    pub sent: u64,
+    /// Packets that could not go out.
+    pub dropped: u64,
+}
+
+/// A tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its index; none while it does not exist.
+    pub index: Option<u32>,
+    /// What the daemon does with it.
+    pub state: InterfaceState,
+    /// `tcx` or `clsact`; none while nothing is attached.
+    pub attach: Option<String>,
+    /// `ip` (TUN, WireGuard) or `ethernet`; none while it does not exist.
+    pub link_layer: Option<String>,
+    /// Its MTU in bytes; none while it does not exist.
+    pub mtu: Option<u32>,
+}
+
+/// What the daemon does with a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InterfaceState {
+    /// Its egress is tapped.
+    Attached,
+    /// It does not exist, or not yet.
+    Waiting,
+    /// It cannot be tapped; the log says why, and it is tried again.
+    Failed,
+}
+
+/// A rule and what it took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleStatus {
+    /// Its number, by which it can be removed.
+    pub id: RuleId,
+    /// What it says.
+    #[serde(flatten)]
+    pub rule: Rule,
+    /// Packets it took.
+    pub packets: u64,
+    /// Their bytes, from the IP header on.
+    pub bytes: u64,
+}
+
+/// A rule's number, unique while the daemon runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RuleId(pub u32);
+
+/// A resolver and how it does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpstreamStatus {
+    /// Its URL.
+    pub url: String,
+    /// Queries sent to it.
+    pub sent: u64,
+    /// Replies that counted.
+    pub answered: u64,
+    /// How long it takes to answer, smoothed; none before the first answer.
+    pub latency_microseconds: Option<u64>,
+    /// What went wrong last; none while it answers.
+    pub last_error: Option<String>,
+}
+
+impl fmt::Display for InterfaceState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Attached => "attached",
+            Self::Waiting => "waiting",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+impl FromStr for RuleId {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        text.parse().map(Self)
+    }
+}
+
+impl fmt::Display for RuleId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
