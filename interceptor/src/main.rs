@@ -1,3 +1,7 @@
 //! The `interceptor` binary: parses the command line and runs one command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    interceptor::cli::main()
+}

@@ -1,0 +1,174 @@
+//! How a command fails: one line on stderr, the chain behind it with `-v`, and the exit code.
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+
+use crate::config;
+use crate::rules::RuleError;
+
+/// What went wrong, ready to be told.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    code: u8,
+    line: String,
+    chain: Vec<String>,
+}
+
+impl Failure {
+    pub(super) fn of(error: &anyhow::Error) -> Self {
+        let is_configuration = error
+            .chain()
+            .any(|cause| cause.is::<config::Error>() || cause.is::<RuleError>());
+        let chain: Vec<String> = error
+            .chain()
+            .map(|cause| one_line(&cause.to_string()))
+            .collect();
+        Self {
+            code: if is_configuration { 2 } else { 1 },
+            line: summary(&chain),
+            chain: chain.into_iter().skip(1).collect(),
+        }
+    }
+
+    pub(super) fn report(&self, verbose: bool) -> ExitCode {
+        tell(&self.line);
+        if verbose {
+            for cause in &self.chain {
+                eprintln!("  because: {cause}");
+            }
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+/// Tells what is wrong with a command line; help and version are asked for and go to stdout.
+pub(super) fn usage(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            ExitCode::from(2)
+        }
+        _ => {
+            tell(&usage_line(error));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn tell(line: &str) {
+    eprintln!("interceptor: {line}");
+}
+
+fn usage_line(error: &clap::Error) -> String {
+    let rendered = error.render().to_string();
+    let said = rendered
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty());
+    let said: Vec<&str> = said.collect();
+    let line = said.join("; ");
+    line.strip_prefix("error: ")
+        .unwrap_or(&line)
+        .replace(":; ", ": ")
+}
+
+/// The error, and those of its causes that it does not quote itself.
+fn summary(chain: &[String]) -> String {
+    let mut line = String::new();
+    for cause in chain {
+        if line.is_empty() {
+            line.push_str(cause);
+        } else if !line.contains(cause.as_str()) {
+            line.push_str(": ");
+            line.push_str(cause);
+        }
+    }
+    line
+}
+
+fn one_line(text: &str) -> String {
+    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+    use clap::CommandFactory;
+
+    use super::super::Cli;
+    use super::*;
+
+    #[test]
+    fn a_configuration_error_anywhere_in_the_chain_exits_with_2() {
+        let error = config::Error::Value {
+            origin: config::Origin::Flag("--deadline"),
+            key: "dns.deadline".to_owned(),
+            problem: "`x` is no duration".to_owned(),
+        };
+        let wrapped = Err::<(), _>(error).context("cannot start").unwrap_err();
+        let failure = Failure::of(&wrapped);
+        assert_eq!(failure.code, 2);
+        assert_eq!(
+            failure.line,
+            "cannot start: --deadline: dns.deadline: `x` is no duration"
+        );
+    }
+
+    #[test]
+    fn a_rule_that_cannot_be_exits_with_2() {
+        assert_eq!(
+            Failure::of(&anyhow::Error::new(RuleError::PortZero)).code,
+            2
+        );
+    }
+
+    #[test]
+    fn everything_else_exits_with_1_and_says_its_causes_in_one_line() {
+        let error = anyhow!("operation not\npermitted").context("cannot attach to wg0");
+        let failure = Failure::of(&error);
+        assert_eq!(failure.code, 1);
+        assert_eq!(
+            failure.line,
+            "cannot attach to wg0: operation not permitted"
+        );
+        assert_eq!(failure.chain, ["operation not permitted"]);
+    }
+
+    #[test]
+    fn a_cause_that_is_quoted_already_is_not_repeated() {
+        let error = anyhow!("no such device").context("wg0: no such device; is the tunnel up?");
+        assert_eq!(
+            Failure::of(&error).line,
+            "wg0: no such device; is the tunnel up?"
+        );
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_told_in_one_line() {
+        for (line, told) in [
+            (
+                "interceptor run --attach xdp",
+                "invalid value 'xdp' for '--attach <MODE>'; [possible values: auto, tcx, clsact]",
+            ),
+            (
+                "interceptor run --interfaces wg0",
+                "unexpected argument '--interfaces' found; tip: a similar argument exists: '--interface'",
+            ),
+            (
+                "interceptor rule add",
+                "the following required arguments were not provided: <DESTINATION>",
+            ),
+        ] {
+            let error = Cli::command()
+                .try_get_matches_from(line.split(' '))
+                .unwrap_err();
+            assert_eq!(usage_line(&error), told);
+        }
+    }
+}

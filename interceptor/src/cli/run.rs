@@ -1,0 +1,19 @@
+//! `interceptor run`: the daemon in the foreground.
+
+use anyhow::Context;
+use tokio::runtime;
+
+use crate::daemon;
+
+use super::logging;
+use super::settings::SettingsArgs;
+
+pub(super) fn execute(args: &SettingsArgs) -> anyhow::Result<()> {
+    let config = args.load()?;
+    logging::start(&config.log)?;
+    runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(daemon::run(config))
+}

@@ -1,0 +1,241 @@
+//! `interceptor status`: what the running daemon does, on one screen.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::control::{InterfaceStatus, ReaderStatus, Status, UpstreamStatus};
+
+use super::remote::RemoteArgs;
+use super::rule;
+use super::table::{Table, grouped};
+
+#[derive(Args, Debug)]
+pub(super) struct StatusArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    remote: RemoteArgs,
+}
+
+pub(super) fn execute(args: &StatusArgs) -> anyhow::Result<()> {
+    let status = args.remote.ask(async |client| client.status().await)?;
+    if args.json {
+        super::print_json(&status)
+    } else {
+        super::print(&render(&status))
+    }
+}
+
+fn render(status: &Status) -> String {
+    let mut text = String::new();
+    let uptime = humantime::format_duration(Duration::from_secs(status.uptime_seconds));
+    let _ = writeln!(
+        text,
+        "interceptor {}, pid {}, up {uptime}",
+        status.version, status.pid
+    );
+    let _ = writeln!(text, "reader       {}", reader(&status.reader));
+    let _ = writeln!(text, "bypass mark  {:#x}", status.bypass_mark);
+
+    section(&mut text, "interfaces", &interfaces(&status.interfaces));
+    section(&mut text, "rules", &rule::table(&status.rules).render("  "));
+    section(&mut text, "upstreams", &upstreams(&status.upstreams));
+    let counted = status.kernel.iter().filter(|(_, count)| **count > 0);
+    let mut kernel = Table::new(&["REASON", "PACKETS"], &[1]);
+    for (reason, count) in counted {
+        kernel.row([reason.clone(), grouped(*count)]);
+    }
+    section(&mut text, "kernel", &kernel.render("  "));
+    text
+}
+
+fn section(text: &mut String, title: &str, body: &str) {
+    let _ = write!(text, "\n{title}\n{body}");
+}
+
+fn reader(reader: &ReaderStatus) -> String {
+    format!(
+        "{} on {} (MTU {}), {} packets in, {} out, {} dropped",
+        reader.kind,
+        reader.device,
+        reader.mtu,
+        grouped(reader.received),
+        grouped(reader.sent),
+        grouped(reader.dropped)
+    )
+}
+
+fn interfaces(interfaces: &[InterfaceStatus]) -> String {
+    if interfaces.is_empty() {
+        return "  none: the reader device carries the virtual addresses\n".to_owned();
+    }
+    let mut table = Table::new(&["NAME", "STATE", "LAYER", "MTU"], &[3]);
+    for interface in interfaces {
+        let state = match &interface.attach {
+            Some(attach) => format!("{} ({attach})", interface.state),
+            None => interface.state.to_string(),
+        };
+        table.row([
+            interface.name.clone(),
+            state,
+            interface.link_layer.clone().unwrap_or_else(absent),
+            interface.mtu.map_or_else(absent, |mtu| mtu.to_string()),
+        ]);
+    }
+    table.render("  ")
+}
+
+fn upstreams(upstreams: &[UpstreamStatus]) -> String {
+    let mut table = Table::new(
+        &["URL", "SENT", "ANSWERED", "LATENCY", "LAST ERROR"],
+        &[1, 2, 3],
+    );
+    for upstream in upstreams {
+        table.row([
+            upstream.url.clone(),
+            grouped(upstream.sent),
+            grouped(upstream.answered),
+            upstream.latency_microseconds.map_or_else(absent, latency),
+            upstream.last_error.clone().unwrap_or_else(absent),
+        ]);
+    }
+    table.render("  ")
+}
+
+/// Microseconds as milliseconds with one decimal: `12.3 ms`.
+fn latency(microseconds: u64) -> String {
+    let tenths = microseconds.div_ceil(100);
+    format!("{}.{} ms", tenths / 10, tenths % 10)
+}
+
+fn absent() -> String {
+    "-".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::control::{InterfaceState, RuleId, RuleStatus};
+
+    use super::*;
+
+    #[test]
+    fn the_status_fits_a_screen_of_a_hundred_columns() {
+        let text = render(&status());
+        assert_eq!(
+            text,
+            "\
+interceptor 0.1.0, pid 4711, up 1h 2m 3s
+reader       tun on icept0 (MTU 1500), 1,204 packets in, 1,204 out, 0 dropped
+bypass mark  0xca6c
+
+interfaces
+  NAME  STATE           LAYER   MTU
+  wg0   attached (tcx)  ip     1420
+  wg1   waiting         -         -
+
+rules
+  ID  RULE                    PACKETS    BYTES
+   1  10.30.30.30 -> dns        1,204  80.1 kB
+   2  any udp port 53 -> dns        0      0 B
+
+upstreams
+  URL            SENT  ANSWERED  LATENCY  LAST ERROR
+  udp://8.8.8.8   900       899  12.4 ms  -
+  udp://8.8.4.4     1         0        -  no answer within 1.2s
+
+kernel
+  REASON   PACKETS
+  matched    1,204
+  no rule  902,311
+"
+        );
+        assert!(text.lines().all(|line| line.chars().count() <= 100));
+    }
+
+    #[test]
+    fn without_a_tunnel_the_status_says_who_carries_the_virtual_addresses() {
+        let text = render(&Status {
+            interfaces: Vec::new(),
+            ..status()
+        });
+        assert!(text.contains("\n  none: the reader device carries the virtual addresses\n"));
+    }
+
+    fn status() -> Status {
+        Status {
+            version: "0.1.0".to_owned(),
+            pid: 4711,
+            uptime_seconds: 3723,
+            reader: ReaderStatus {
+                kind: "tun".to_owned(),
+                device: "icept0".to_owned(),
+                mtu: 1500,
+                received: 1204,
+                sent: 1204,
+                dropped: 0,
+            },
+            interfaces: vec![
+                InterfaceStatus {
+                    name: "wg0".to_owned(),
+                    index: Some(7),
+                    state: InterfaceState::Attached,
+                    attach: Some("tcx".to_owned()),
+                    link_layer: Some("ip".to_owned()),
+                    mtu: Some(1420),
+                },
+                InterfaceStatus {
+                    name: "wg1".to_owned(),
+                    index: None,
+                    state: InterfaceState::Waiting,
+                    attach: None,
+                    link_layer: None,
+                    mtu: None,
+                },
+            ],
+            rules: vec![
+                rule(1, "10.30.30.30", 1204, 80_150),
+                rule(2, "any udp port 53", 0, 0),
+            ],
+            upstreams: vec![
+                UpstreamStatus {
+                    url: "udp://8.8.8.8".to_owned(),
+                    sent: 900,
+                    answered: 899,
+                    latency_microseconds: Some(12_345),
+                    last_error: None,
+                },
+                UpstreamStatus {
+                    url: "udp://8.8.4.4".to_owned(),
+                    sent: 1,
+                    answered: 0,
+                    latency_microseconds: None,
+                    last_error: Some("no answer within 1.2s".to_owned()),
+                },
+            ],
+            kernel: [
+                ("fragment".to_owned(), 0),
+                ("matched".to_owned(), 1204),
+                ("no rule".to_owned(), 902_311),
+            ]
+            .into(),
+            dns: json!({}),
+            netstack: json!({}),
+            bypass_mark: 51820,
+        }
+    }
+
+    fn rule(id: u32, text: &str, packets: u64, bytes: u64) -> RuleStatus {
+        RuleStatus {
+            id: RuleId(id),
+            rule: text.parse().unwrap(),
+            packets,
+            bytes,
+        }
+    }
+}
