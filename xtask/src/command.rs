@@ -1,0 +1,142 @@
+//! Running other programs: each is shown before it runs, and a failure names it.
+
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::{env, fs};
+
+use anyhow::{Context as _, bail};
+
+/// Shows the command and runs it; an error unless it exits with 0.
+pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
+    eprintln!("     Running `{}`", shown(command));
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {}", name(command)))?;
+    if !status.success() {
+        bail!("{} failed ({status})", name(command));
+    }
+    Ok(())
+}
+
+/// Runs the command without showing it and returns what it prints; an error unless it exits with 0.
+pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {}", name(command)))?;
+    if !output.status.success() {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        let last = complaint.trim_end().lines().next_back().unwrap_or_default();
+        bail!("{} failed ({}): {last}", name(command), output.status);
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("{} printed no UTF-8", name(command)))
+}
+
+/// The cargo that runs this program.
+pub(crate) fn cargo() -> Command {
+    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// The program as root, with this process's environment where sudo's policy allows.
+pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Command {
+    if is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("sudo");
+    command.arg("-E").arg(program);
+    command
+}
+
+/// Whether this process is root already.
+pub(crate) fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
+}
+
+/// Where on PATH a program of this name is.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .map(|folder| folder.join(program))
+        .find(|candidate| candidate.is_file())
+}
+
+fn name(command: &Command) -> String {
+    let program = command.get_program().to_string_lossy();
+    let program = program.rsplit('/').next().unwrap_or_default();
+    let subcommand = command
+        .get_args()
+        .map(OsStr::to_string_lossy)
+        .find(|argument| !argument.starts_with(['-', '+']) && !argument.contains('='));
+    match subcommand {
+        Some(subcommand) => format!("`{program} {subcommand}`"),
+        None => format!("`{program}`"),
+    }
+}
+
+fn shown(command: &Command) -> String {
+    let environment = command
+        .get_envs()
+        .filter_map(|(key, value)| Some((key.to_string_lossy(), value?.to_string_lossy())))
+        .filter(|(key, _)| key != "PATH")
+        .map(|(key, value)| format!("{key}={}", quoted(&value)));
+    let words = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| quoted(&word.to_string_lossy()).into_owned());
+    environment.chain(words).collect::<Vec<_>>().join(" ")
+}
+
+/// As one would type it, near enough: cargo separates encoded flags by an unprintable character.
+fn quoted(word: &str) -> Cow<'_, str> {
+    let word = word.replace('\x1f', " ");
+    if word.is_empty() || word.contains([' ', '"', '$', '(', '*', ';']) {
+        return format!("'{word}'").into();
+    }
+    word.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_shown_as_one_would_type_it() {
+        let mut command = Command::new("cargo");
+        command
+            .env("CARGO_ENCODED_RUSTFLAGS", "-Ca\x1f-Cb")
+            .args(["build", "a b"]);
+
+        assert_eq!(
+            shown(&command),
+            "CARGO_ENCODED_RUSTFLAGS='-Ca -Cb' cargo build 'a b'"
+        );
+    }
+
+    #[test]
+    fn a_failure_names_the_program_and_its_subcommand() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "exit 3"]);
+
+        let error = run(&mut command).unwrap_err().to_string();
+
+        assert_eq!(error, "`sh exit 3` failed (exit status: 3)");
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_named() {
+        let error = output(&mut Command::new("/nowhere/at-all")).unwrap_err();
+
+        assert_eq!(error.to_string(), "cannot run `at-all`");
+    }
+
+    #[test]
+    fn a_failure_quotes_the_last_line_of_what_was_complained_about() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "echo first >&2; echo last >&2; exit 1"]);
+
+        let error = output(&mut command).unwrap_err().to_string();
+
+        assert!(error.ends_with("(exit status: 1): last"), "{error}");
+    }
+}

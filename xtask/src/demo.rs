@@ -1,0 +1,36 @@
+//! `demo`: shows the daemon at work, in network namespaces of its own.
+
+use clap::Args;
+
+use crate::{binaries, command, packages};
+
+const PACKAGES: [&str; 9] = [
+    "bind9-dnsutils",
+    "iperf3",
+    "iproute2",
+    "iputils-ping",
+    "procps",
+    "tcpdump",
+    "unbound",
+    "wireguard-go",
+    "wireguard-tools",
+];
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// What the demonstration is told, after `--`.
+    #[arg(last = true)]
+    args: Vec<String>,
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    packages::ensure(&PACKAGES, "the demo")?;
+    let daemon = binaries::daemon(false)?;
+    let demo = binaries::demo()?;
+    let mut demo_as_root = command::as_root("env");
+    demo_as_root
+        .arg(format!("INTERCEPTOR_BIN={}", daemon.display()))
+        .arg(demo)
+        .args(&options.args);
+    command::run(&mut demo_as_root)
+}

@@ -1,0 +1,43 @@
+//! The fuzz targets, each for a bounded time.
+
+use std::process::Command;
+
+use crate::{command, packages, tools, workspace};
+
+/// What libFuzzer may spend on one target: seconds in all, seconds on one input, mebibytes. The seed is fixed so that a
+/// failure is found again; the corpus that earlier runs left makes each run start where the last one ended.
+const BOUNDS: [&str; 4] = [
+    "-max_total_time=20",
+    "-timeout=5",
+    "-rss_limit_mb=1024",
+    "-seed=30303030",
+];
+
+/// Runs the fuzz targets whose name contains the filter.
+pub(crate) fn run(filter: Option<&str>) -> anyhow::Result<()> {
+    packages::ensure(&["g++"], "fuzzing")?;
+    let cargo_fuzz = tools::CARGO_FUZZ.ensure()?;
+    let root = workspace::root()?;
+    let folder = workspace::target()?.join("fuzz");
+    let cargo_fuzz = |action: &str| {
+        let mut command = Command::new(&cargo_fuzz);
+        command
+            .current_dir(&root)
+            .args([action, "--fuzz-dir", "tests/fuzz"]);
+        // Sanitizer and coverage flags are unstable, and work on a stable compiler.
+        command.env("RUSTC_BOOTSTRAP", "1");
+        command
+    };
+    let targets = command::output(&mut cargo_fuzz("list"))?;
+    let wanted = |target: &&str| filter.is_none_or(|filter| target.contains(filter));
+    for target in targets.lines().filter(wanted) {
+        let mut fuzz = cargo_fuzz("run");
+        fuzz.arg("--target-dir")
+            .arg(&folder)
+            .arg(target)
+            .arg("--")
+            .args(BOUNDS);
+        command::run(&mut fuzz)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! `test`: every test there is, as root, then the fuzz targets.
+
+use clap::Args;
+
+use crate::{binaries, command, fuzz, packages, workspace};
+
+const PACKAGES: [&str; 13] = [
+    "bind9-dnsutils",
+    "bpftool",
+    "conntrack",
+    "iperf3",
+    "iproute2",
+    "iputils-ping",
+    "knot-dnsutils",
+    "nftables",
+    "procps",
+    "tcpdump",
+    "unbound",
+    "wireguard-go",
+    "wireguard-tools",
+];
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Leave the fuzz targets out.
+    #[arg(long)]
+    pub(crate) no_fuzz: bool,
+    /// Run only tests and fuzz targets whose name contains this.
+    pub(crate) filter: Option<String>,
+    /// What the test binaries are told, after `--`.
+    #[arg(last = true)]
+    pub(crate) args: Vec<String>,
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    packages::ensure(&PACKAGES, "the tests")?;
+    let daemon = binaries::daemon(false)?;
+    let mut tests = command::cargo();
+    tests
+        .current_dir(workspace::root()?)
+        .args(["test", "--workspace", "--locked", "--no-fail-fast"])
+        .args(&options.filter)
+        .arg("--")
+        .args(&options.args)
+        .env("INTERCEPTOR_BIN", daemon);
+    if !command::is_root() {
+        tests.env(runner_variable(&workspace::host_triple()?), "sudo -E");
+    }
+    command::run(&mut tests)?;
+    if options.no_fuzz {
+        return Ok(());
+    }
+    fuzz::run(options.filter.as_deref())
+}
+
+/// The variable by which cargo learns what runs the test binaries.
+fn runner_variable(triple: &str) -> String {
+    let triple = triple.to_uppercase().replace('-', "_");
+    format!("CARGO_TARGET_{triple}_RUNNER")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runner_is_named_after_the_target() {
+        assert_eq!(
+            runner_variable("x86_64-unknown-linux-gnu"),
+            "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER"
+        );
+    }
+}
