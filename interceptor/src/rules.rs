@@ -351,7 +351,23 @@ impl fmt::Display for Rule {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn every_rule_is_read_back_from_what_it_displays(rule in any_rule()) {
+            prop_assert_eq!(rule.to_string().parse(), Ok(rule.clone()));
+            let json = serde_json::to_string(&rule).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Rule>(&json).unwrap(), rule);
+        }
+
+        #[test]
+        fn no_text_makes_the_reading_of_a_rule_panic(text in ".*") {
+            let _ = text.parse::<Rule>();
+        }
+    }
 
     #[test]
     fn what_a_rule_displays_is_read_back_as_the_same_rule() {
@@ -470,6 +486,31 @@ mod tests {
         ] {
             assert_eq!(wide.agrees_with(&rule(narrow)), Ok(()));
         }
+    }
+
+    fn any_rule() -> impl Strategy<Value = Rule> {
+        let net = (any::<IpAddr>(), any::<u8>()).prop_map(|(address, length)| {
+            let whole = IpNet::from(address);
+            let length = length % (whole.max_prefix_len() + 1);
+            Destination::Net(IpNet::new(address, length).unwrap().trunc())
+        });
+        let protocol = prop_oneof![
+            Just(Protocol::Udp),
+            Just(Protocol::Tcp),
+            Just(Protocol::Icmp)
+        ];
+        (
+            prop_oneof![Just(Destination::Any), net],
+            prop::option::of(protocol),
+            any::<Option<u16>>(),
+            prop_oneof![Just(ServiceName::Dns), Just(ServiceName::Echo)],
+        )
+            .prop_map(|(destination, protocol, port, service)| Rule {
+                destination,
+                protocol,
+                port,
+                service,
+            })
     }
 
     fn rule(text: &str) -> Rule {
