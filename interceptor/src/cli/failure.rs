@@ -1,10 +1,14 @@
 //! How a command fails: one line on stderr, the chain behind it with `-v`, and the exit code.
 
+use std::error::Error;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
 use crate::config;
+use crate::control::BindError;
+use crate::control::client::ClientError;
 use crate::rules::RuleError;
 
 /// What went wrong, ready to be told.
@@ -20,14 +24,14 @@ impl Failure {
         let is_configuration = error
             .chain()
             .any(|cause| cause.is::<config::Error>() || cause.is::<RuleError>());
-        let chain: Vec<String> = error
-            .chain()
-            .map(|cause| one_line(&cause.to_string()))
-            .collect();
         Self {
             code: if is_configuration { 2 } else { 1 },
-            line: summary(&chain),
-            chain: chain.into_iter().skip(1).collect(),
+            line: summary(error),
+            chain: error
+                .chain()
+                .skip(1)
+                .map(|cause| one_line(&cause.to_string()))
+                .collect(),
         }
     }
 
@@ -35,7 +39,7 @@ impl Failure {
         tell(&self.line);
         if verbose {
             for cause in &self.chain {
-                eprintln!("  because: {cause}");
+                let _ = writeln!(io::stderr(), "  because: {cause}");
             }
         }
         ExitCode::from(self.code)
@@ -61,7 +65,7 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
 }
 
 fn tell(line: &str) {
-    eprintln!("interceptor: {line}");
+    let _ = writeln!(io::stderr(), "interceptor: {line}");
 }
 
 fn usage_line(error: &clap::Error) -> String {
@@ -78,18 +82,30 @@ fn usage_line(error: &clap::Error) -> String {
         .replace(":; ", ": ")
 }
 
-/// The error, and those of its causes that it does not quote itself.
-fn summary(chain: &[String]) -> String {
+/// The error and its causes, down to the first that says everything a person needs.
+fn summary(error: &anyhow::Error) -> String {
     let mut line = String::new();
-    for cause in chain {
+    for cause in error.chain() {
+        let text = one_line(&cause.to_string());
         if line.is_empty() {
-            line.push_str(cause);
-        } else if !line.contains(cause.as_str()) {
+            line = text;
+        } else if !line.contains(&text) {
             line.push_str(": ");
-            line.push_str(cause);
+            line.push_str(&text);
+        }
+        if says_everything(cause) {
+            break;
         }
     }
     line
+}
+
+/// Whether an error's own line has the reason and the remedy, so that what lies behind it is for `-v` only.
+fn says_everything(error: &(dyn Error + 'static)) -> bool {
+    error.is::<config::Error>()
+        || error.is::<RuleError>()
+        || error.is::<BindError>()
+        || error.is::<ClientError>()
 }
 
 fn one_line(text: &str) -> String {
@@ -147,6 +163,15 @@ mod tests {
             Failure::of(&error).line,
             "wg0: no such device; is the tunnel up?"
         );
+    }
+
+    #[test]
+    fn what_lies_behind_an_error_that_says_everything_is_told_only_when_asked_for() {
+        let refused = io::Error::from_raw_os_error(libc::ECONNREFUSED);
+        let error = anyhow::Error::new(ClientError::NotRunning("/run/s".into(), refused));
+        let failure = Failure::of(&error);
+        assert!(failure.line.ends_with("or name its socket with --control"));
+        assert_eq!(failure.chain, ["Connection refused (os error 111)"]);
     }
 
     #[test]

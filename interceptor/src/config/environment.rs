@@ -20,10 +20,10 @@ pub(super) fn layer(environment: &[(OsString, OsString)]) -> Result<Layer, Error
         if !name.starts_with(PREFIX) || name == FILE || name == BINARY {
             continue;
         }
-        let origin = Origin::Environment(name.to_string());
         let Some(key) = Key::ALL.into_iter().find(|key| key.variable() == name) else {
-            return Err(unknown(origin, &name));
+            return Err(unknown(&name));
         };
+        let origin = Origin::Environment(name.to_string());
         let Some(text) = value.to_str() else {
             return Err(Error::value(&origin, key, "its value is not UTF-8 text"));
         };
@@ -44,7 +44,7 @@ fn items(text: &str) -> Vec<&str> {
         .collect()
 }
 
-fn unknown(origin: Origin, name: &str) -> Error {
+fn unknown(name: &str) -> Error {
     let variables: Vec<String> = Key::ALL.into_iter().map(Key::variable).collect();
     let known: Vec<&str> = variables
         .iter()
@@ -53,5 +53,5 @@ fn unknown(origin: Origin, name: &str) -> Error {
         .filter_map(|variable| variable.strip_prefix(PREFIX))
         .collect();
     let name = name.strip_prefix(PREFIX).unwrap_or(name);
-    Error::unknown(origin, "environment variable", PREFIX, name, &known)
+    Error::unknown_variable(PREFIX, name, &known)
 }

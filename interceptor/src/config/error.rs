@@ -23,12 +23,20 @@ pub enum Error {
         /// What the parser says.
         message: String,
     },
-    /// There is no such section, key or variable.
+    /// There is no such variable.
+    #[error("unknown environment variable {name}; {hint}")]
+    Variable {
+        /// What is set.
+        name: String,
+        /// The nearest that is known, or all that are.
+        hint: String,
+    },
+    /// There is no such section or key.
     #[error("{origin}: unknown {what} `{name}`; {hint}")]
     Unknown {
         /// Where it was found.
         origin: Origin,
-        /// Section, key or variable.
+        /// Section or key.
         what: &'static str,
         /// What was written.
         name: String,
@@ -84,20 +92,19 @@ impl Error {
         name: &str,
         known: &[&str],
     ) -> Self {
-        let nearest = known
-            .iter()
-            .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
-            .filter(|(distance, _)| *distance <= 1 + name.len() / 3)
-            .min();
-        let hint = match nearest {
-            Some((_, candidate)) => format!("did you mean `{prefix}{candidate}`?"),
-            None => format!("known here: {}", known.join(", ")),
-        };
         Self::Unknown {
             origin,
             what,
             name: format!("{prefix}{name}"),
-            hint,
+            hint: nearest(prefix, name, known),
+        }
+    }
+
+    /// As [`Error::unknown`].
+    pub(super) fn unknown_variable(prefix: &str, name: &str, known: &[&str]) -> Self {
+        Self::Variable {
+            name: format!("{prefix}{name}"),
+            hint: nearest(prefix, name, known),
         }
     }
 }
@@ -110,6 +117,18 @@ impl fmt::Display for Origin {
             Self::Environment(name) => f.write_str(name),
             Self::Flag(name) => f.write_str(name),
         }
+    }
+}
+
+fn nearest(prefix: &str, name: &str, known: &[&str]) -> String {
+    let nearest = known
+        .iter()
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
+        .filter(|(distance, _)| *distance <= 1 + name.len() / 3)
+        .min();
+    match nearest {
+        Some((_, candidate)) => format!("did you mean `{prefix}{candidate}`?"),
+        None => format!("known here: {}", known.join(", ")),
     }
 }
 

@@ -113,7 +113,7 @@ impl Sources {
             let (_, path) = self
                 .environment
                 .iter()
-                .find(|(name, _)| name == environment::FILE)?;
+                .find(|(name, path)| name == environment::FILE && !path.is_empty())?;
             Some(PathBuf::from(path))
         });
         let path: &Path = named.as_deref().unwrap_or(&self.default_file);

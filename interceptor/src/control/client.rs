@@ -298,7 +298,11 @@ mod tests {
         for (request, code, message) in [
             ("GET /v2/status", 404, "there is nothing at /v2/status"),
             ("PUT /v1/status", 405, "PUT means nothing at /v1/status"),
-            ("DELETE /v1/rules/x", 400, "`x` is no rule's number"),
+            (
+                "DELETE /v1/rules/x",
+                400,
+                "`x` is no rule's number; `interceptor rule list` shows those there are",
+            ),
             (
                 "POST /v1/rules {",
                 400,

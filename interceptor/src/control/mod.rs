@@ -15,7 +15,8 @@ mod server;
 mod socket;
 
 pub use model::{
-    InterfaceState, InterfaceStatus, ReaderStatus, RuleId, RuleStatus, Status, UpstreamStatus,
+    InterfaceState, InterfaceStatus, NotARuleId, ReaderStatus, RuleId, RuleStatus, Status,
+    UpstreamStatus,
 };
 pub use server::{Backend, Refusal, serve};
 pub use socket::{BindError, ControlSocket, bind};

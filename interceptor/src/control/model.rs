@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::num::ParseIntError;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::rules::Rule;
 
@@ -101,6 +101,11 @@ pub struct RuleStatus {
 #[serde(transparent)]
 pub struct RuleId(pub u32);
 
+/// What should be a rule's number is none.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("`{0}` is no rule's number; `interceptor rule list` shows those there are")]
+pub struct NotARuleId(String);
+
 /// A resolver and how it does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpstreamStatus {
@@ -127,10 +132,12 @@ impl fmt::Display for InterfaceState {
 }
 
 impl FromStr for RuleId {
-    type Err = ParseIntError;
+    type Err = NotARuleId;
 
-    fn from_str(text: &str) -> Result<Self, ParseIntError> {
-        text.parse().map(Self)
+    fn from_str(text: &str) -> Result<Self, NotARuleId> {
+        text.parse()
+            .map(Self)
+            .map_err(|_| NotARuleId(text.escape_debug().to_string()))
     }
 }
 

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::rules::{Rule, RuleError};
 
-use super::model::{RuleId, RuleStatus, Status};
+use super::model::{NotARuleId, RuleId, RuleStatus, Status};
 use super::socket::ControlSocket;
 
 /// A request's body in bytes, at most.
@@ -138,12 +138,9 @@ async fn remove_rule<B: Backend>(
     State(backend): State<Arc<B>>,
     Path(id): Path<String>,
 ) -> Result<Json<RuleStatus>, Refusal> {
-    let Ok(id) = id.parse() else {
-        return Err(Refusal::Invalid(format!(
-            "`{}` is no rule's number",
-            id.escape_debug()
-        )));
-    };
+    let id = id
+        .parse()
+        .map_err(|error: NotARuleId| Refusal::Invalid(error.to_string()))?;
     Ok(Json(backend.remove_rule(id).await?))
 }
 
@@ -253,7 +250,35 @@ impl Listener for Door {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
+    use crate::control::client::{Client, ClientError};
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_stranger_is_refused_even_where_the_socket_lets_him_in() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.sock");
+        let strangers = StrangersOnly(UnixListener::bind(&path).unwrap());
+        let app = router(Arc::new(Untouched)).into_make_service_with_connect_info::<Peer>();
+        let server = tokio::spawn(axum::serve(strangers, app).into_future());
+        let client = Client::new(path);
+        for answer in [
+            client.status().await.map(|_| ()),
+            client.remove_rule(RuleId(1)).await.map(|_| ()),
+        ] {
+            let Err(ClientError::Refused { status, message }) = answer else {
+                panic!("{answer:?}");
+            };
+            assert_eq!(status, 403);
+            assert_eq!(
+                message,
+                "only root and the daemon's own user may control it"
+            );
+        }
+        server.abort();
+    }
 
     #[test]
     fn only_root_and_the_daemons_own_user_may_control_it() {
@@ -262,5 +287,53 @@ mod tests {
         assert!(Peer { uid: Some(own) }.may_control());
         assert!(!Peer { uid: Some(own + 1) }.may_control());
         assert!(!Peer { uid: None }.may_control());
+    }
+
+    /// A door through which only strangers come.
+    struct StrangersOnly(UnixListener);
+
+    impl Listener for StrangersOnly {
+        type Io = UnixStream;
+        type Addr = Peer;
+
+        async fn accept(&mut self) -> (UnixStream, Peer) {
+            let (stream, _) = self.0.accept().await.unwrap();
+            (stream, STRANGER)
+        }
+
+        fn local_addr(&self) -> io::Result<Peer> {
+            Ok(STRANGER)
+        }
+    }
+
+    impl Connected<IncomingStream<'_, StrangersOnly>> for Peer {
+        fn connect_info(stream: IncomingStream<'_, StrangersOnly>) -> Self {
+            *stream.remote_addr()
+        }
+    }
+
+    const STRANGER: Peer = Peer {
+        uid: Some(u32::MAX - 1),
+    };
+
+    /// A daemon that nobody gets to.
+    struct Untouched;
+
+    impl Backend for Untouched {
+        async fn status(&self) -> Status {
+            unreachable!()
+        }
+
+        fn rules(&self) -> Vec<RuleStatus> {
+            unreachable!()
+        }
+
+        async fn add_rule(&self, _: Rule) -> Result<RuleStatus, Refusal> {
+            unreachable!()
+        }
+
+        async fn remove_rule(&self, _: RuleId) -> Result<RuleStatus, Refusal> {
+            unreachable!()
+        }
     }
 }
