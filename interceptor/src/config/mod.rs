@@ -1,7 +1,7 @@
 //! Configuration: file, environment and flags become one [`Config`]; every error names the key and where it was set.
 //!
 //! Built-in defaults < file < environment (`INTERCEPTOR_SECTION_KEY`) < flags; a list that is set replaces the one
-//! below it. Each source becomes a [`Layer`] of raw values, the layers are merged, and what remains is validated.
+//! below it. Each source becomes a layer of raw values, the layers are merged, and what remains is validated.
 //!
 //! Rules: every virtual address (`virtual.addresses`) has a rule of its own that gives it to the DNS service, whether
 //! other rules are configured or not. A configured rule (`[[rule]]`, `--rule`) for just that address, without protocol
