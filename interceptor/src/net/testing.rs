@@ -1,0 +1,47 @@
+//! What the network's tests share: a namespace of their own, and commands in it.
+
+use std::future::Future;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, unshare};
+
+/// Runs `test` in a network namespace of its own, on a thread of its own, in bounded time.
+pub(super) fn in_namespace<F, Fut>(test: F)
+where
+    F: FnOnce() -> Fut + Send + 'static,
+    Fut: Future<Output = ()>,
+{
+    let thread = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET)
+            .expect("this test makes a network namespace: run it as root (CAP_SYS_ADMIN)");
+        run("ip link set lo up");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            tokio::time::timeout(Duration::from_mins(1), test())
+                .await
+                .expect("the test hangs");
+        });
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Runs one command in the calling thread's namespace; it must succeed.
+pub(super) fn run(command: &str) {
+    let mut words = command.split_whitespace();
+    let program = words.next().expect("a program");
+    let output = Command::new(program)
+        .args(words)
+        .output()
+        .unwrap_or_else(|error| panic!("{command}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
