@@ -3,8 +3,31 @@
 //! Sockets are opened in the network namespace of the calling thread and stay in it.
 
 pub mod links;
+pub mod lock;
+pub mod routes;
 mod socket;
 #[cfg(test)]
 mod testing;
 
 pub use links::{Link, LinkEvent, LinkLayer, LinkWatch, NoSuchInterface};
+pub use lock::{LockError, TapLock};
+pub use routes::{RouteError, RouteVia, RouteWatch};
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn all_of_it_can_run_on_any_thread() {
+        let address = Ipv4Addr::LOCALHOST.into();
+        assert_send(&LinkWatch::start());
+        assert_send(&routes::lookup(address, 0, None));
+        assert_send(&routes::is_routed_through(address, 0, 1));
+        assert_send(&routes::add_device_route(address.into(), 1));
+        assert_send(&routes::remove_device_route(address.into(), 1));
+    }
+
+    fn assert_send(_: &impl Send) {}
+}
