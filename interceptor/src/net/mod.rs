@@ -8,10 +8,12 @@ pub mod routes;
 mod socket;
 #[cfg(test)]
 mod testing;
+pub mod wireguard;
 
 pub use links::{Link, LinkEvent, LinkLayer, LinkWatch, NoSuchInterface};
 pub use lock::{LockError, TapLock};
 pub use routes::{RouteError, RouteVia, RouteWatch};
+pub use wireguard::{Implementation, WireGuard, WireGuardError};
 
 #[cfg(test)]
 mod tests {
@@ -27,6 +29,7 @@ mod tests {
         assert_send(&routes::is_routed_through(address, 0, 1));
         assert_send(&routes::add_device_route(address.into(), 1));
         assert_send(&routes::remove_device_route(address.into(), 1));
+        assert_send(&wireguard::inspect("lo"));
     }
 
     fn assert_send(_: &impl Send) {}
