@@ -1,1 +1,33 @@
-//! ...
+//! Readers: how intercepted packets reach user space, and how answers leave again.
+
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+pub mod tun;
+
+/// A device that intercepted packets are read from, one whole IP packet at a time; owned by the netstack's task.
+pub trait Reader: Send + 'static {
+    /// Completes when packets may be waiting, or when the device has failed and [`Reader::receive`] says how.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Hands at most `budget` waiting packets to `take`, each starting at its IP header, and says how many there were.
+    ///
+    /// Fewer than `budget` means that none are left. An error means that the device is gone.
+    fn receive(&mut self, budget: usize, take: &mut dyn FnMut(&[u8])) -> io::Result<usize>;
+
+    /// Where packets leave, for this task and for others.
+    fn transmitter(&self) -> Arc<dyn Transmitter>;
+}
+
+/// The way out of a reader's device, shared by all tasks that answer.
+pub trait Transmitter: Send + Sync + 'static {
+    /// Sends one whole IP packet without waiting; what the device does not take is counted and dropped.
+    fn transmit(&self, packet: &[u8]);
+
+    /// Ends a batch: a reader that collects packets sends what it has.
+    fn flush(&self) {}
+
+    /// How many packets the device did not take.
+    fn dropped(&self) -> u64;
+}

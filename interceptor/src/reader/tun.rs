@@ -1,0 +1,193 @@
+//! The TUN reader: a device of our own whose far end is a file descriptor.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use nix::net::if_::if_nametoindex;
+use thiserror::Error;
+use tun_rs::{AsyncDevice, DeviceBuilder};
+
+use super::{Reader, Transmitter};
+
+/// The kernel replaces `%d` with the first free number.
+const NAME_PATTERN: &str = "icept%d";
+
+/// Packets the kernel queues for us; its default of 500 is less than a thousand clients that connect at once.
+const QUEUE_LENGTH: u32 = 4096;
+
+/// The longest packet IP can carry.
+const PACKET_MAX: usize = 65_535;
+
+/// A TUN device without addresses; it goes with the process.
+pub struct TunReader {
+    device: Arc<AsyncDevice>,
+    transmitter: Arc<TunTransmitter>,
+    buffer: Box<[u8]>,
+    name: String,
+    index: u32,
+}
+
+/// Why there is no TUN device.
+#[derive(Debug, Error)]
+pub enum TunError {
+    /// An interface of that name exists.
+    #[error("{0}: an interface of that name exists; choose another with --device")]
+    Taken(String),
+    /// The name is not one the kernel accepts.
+    #[error(
+        "`{0}` cannot be an interface name: 1 to 15 bytes, no spaces, `/`, `:` or `%`; choose another with --device"
+    )]
+    Name(String),
+    /// `/dev/net/tun` is not to be had.
+    #[error(
+        "cannot open /dev/net/tun: {0}; creating a device takes CAP_NET_ADMIN and the kernel's tun module"
+    )]
+    Open(#[source] io::Error),
+    /// The kernel refused a setting of the device.
+    #[error("{name}: cannot set {what}: {error}")]
+    Configure {
+        /// The device.
+        name: String,
+        /// What was being set.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        error: io::Error,
+    },
+}
+
+impl TunReader {
+    /// Creates the device `name`, or the first free one of icept0, icept1, …, brings it up with `mtu` bytes, and
+    /// registers it with the tokio runtime that the caller runs on.
+    pub fn create(name: Option<&str>, mtu: u16) -> Result<Self, TunError> {
+        if let Some(name) = name {
+            check_name(name)?;
+        }
+        let device = DeviceBuilder::new()
+            .name(name.unwrap_or(NAME_PATTERN))
+            .packet_information(false)
+            .enable(false)
+            .build_async()
+            .map_err(|error| match (name, error.raw_os_error()) {
+                (Some(name), Some(libc::EBUSY | libc::EINVAL)) => TunError::Taken(name.to_owned()),
+                _ => TunError::Open(error),
+            })?;
+        let name = device.name().map_err(TunError::Open)?;
+        configure(&device, &name, mtu)?;
+        let index = device.if_index().map_err(TunError::Open)?;
+        let device = Arc::new(device);
+        Ok(Self {
+            transmitter: Arc::new(TunTransmitter {
+                device: Arc::clone(&device),
+                dropped: AtomicU64::new(0),
+            }),
+            device,
+            buffer: vec![0; PACKET_MAX].into_boxed_slice(),
+            name,
+            index,
+        })
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The device's interface index.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+}
+
+impl Reader for TunReader {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.device.poll_readable(cx)
+    }
+
+    fn receive(&mut self, budget: usize, take: &mut dyn FnMut(&[u8])) -> io::Result<usize> {
+        for received in 0..budget {
+            match self.device.try_recv(&mut self.buffer) {
+                Ok(length) => take(&self.buffer[..length]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(received),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(budget)
+    }
+
+    fn transmitter(&self) -> Arc<dyn Transmitter> {
+        Arc::clone(&self.transmitter) as Arc<dyn Transmitter>
+    }
+}
+
+struct TunTransmitter {
+    device: Arc<AsyncDevice>,
+    dropped: AtomicU64,
+}
+
+impl Transmitter for TunTransmitter {
+    fn transmit(&self, packet: &[u8]) {
+        if let Err(error) = self.device.try_send(packet) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            tracing::trace!(%error, length = packet.len(), "the TUN device did not take a packet");
+        }
+    }
+
+    fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+fn check_name(name: &str) -> Result<(), TunError> {
+    let sound = (1..libc::IFNAMSIZ).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && !name.contains(|c: char| c.is_whitespace() || matches!(c, '/' | ':' | '%' | '\0'));
+    if !sound {
+        return Err(TunError::Name(name.to_owned()));
+    }
+    // A persistent TUN that nobody holds would be taken over silently.
+    if if_nametoindex(name).is_ok() {
+        return Err(TunError::Taken(name.to_owned()));
+    }
+    Ok(())
+}
+
+fn configure(device: &AsyncDevice, name: &str, mtu: u16) -> Result<(), TunError> {
+    let failed = |what| {
+        move |error| TunError::Configure {
+            name: name.to_owned(),
+            what,
+            error,
+        }
+    };
+    device.set_mtu(mtu).map_err(failed("its MTU"))?;
+    device
+        .set_tx_queue_len(QUEUE_LENGTH)
+        .map_err(failed("its queue length"))?;
+    silence(name);
+    device.enabled(true).map_err(failed("it up"))?;
+    Ok(())
+}
+
+/// Keeps the kernel from announcing itself on the device: no link-local address (`addr_gen_mode` 1), hence no duplicate
+/// address detection, router solicitations or multicast reports. A kernel without IPv6 has none of these files.
+fn silence(name: &str) {
+    let settings = [
+        ("addr_gen_mode", "1"),
+        ("accept_ra", "0"),
+        ("autoconf", "0"),
+        ("router_solicitations", "0"),
+        ("accept_dad", "0"),
+    ];
+    let directory = Path::new("/proc/sys/net/ipv6/conf").join(name);
+    for (setting, value) in settings {
+        if let Err(error) = std::fs::write(directory.join(setting), value) {
+            tracing::debug!(device = name, setting, %error, "IPv6 noise could not be switched off");
+        }
+    }
+}
