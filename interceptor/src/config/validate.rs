@@ -42,7 +42,8 @@ pub(super) fn config(layer: &Layer) -> Result<Config, Error> {
     let bypass = merged.bypass(&interfaces)?;
     let addresses = merged.addresses()?;
     let rules = merged.rules(&addresses)?;
-    let dns = merged.dns(&addresses, &rules, &bypass)?;
+    let tcp = merged.tcp()?;
+    let dns = merged.dns(&addresses, &rules, &bypass, &tcp)?;
     Ok(Config {
         interfaces: interfaces.into_iter().map(|it| it.value).collect(),
         attach: merged.or(Key::TunnelAttach, AttachMode::Auto, value::attach_mode)?,
@@ -52,7 +53,7 @@ pub(super) fn config(layer: &Layer) -> Result<Config, Error> {
         reader,
         bypass,
         dns,
-        tcp: merged.tcp()?,
+        tcp,
         control: control_socket(layer)?,
         log: LogConfig {
             filter: merged.or(Key::LogFilter, "info".to_owned(), value::log_filter)?,
@@ -184,6 +185,7 @@ impl Merged<'_> {
         addresses: &[Sourced<IpAddr>],
         rules: &[Sourced<Rule>],
         bypass: &BypassConfig,
+        tcp: &TcpConfig,
     ) -> Result<DnsConfig, Error> {
         let upstreams = self.list(Key::DnsUpstreams, &DEFAULT_UPSTREAMS, value::upstream)?;
         if upstreams.is_empty() {
@@ -210,6 +212,7 @@ impl Merged<'_> {
                 value::number(raw, &(1..=MOST_ROUNDS))
             })?,
             deadline: deadline.value,
+            tcp_idle_timeout: tcp.idle_timeout,
         })
     }
 

@@ -1,10 +1,32 @@
 //! DNS: takes a query with its context and returns a reply; knows neither packets nor BPF.
+//!
+//! `server` (and `connection`, for TCP) speaks with clients, `resolver` decides who answers, `upstream` asks others.
+//! What travels between them is checked once, where it comes in: a [`query::Query`] is a valid query, a
+//! [`reply::Reply`] a reply that matches its request. Both keep their wire form, which `wire` patches in place.
 
+mod connection;
+pub mod counters;
+mod framing;
+pub mod query;
+pub mod reply;
+mod resolver;
+mod server;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 pub mod upstream;
+pub mod wire;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use upstream::UpstreamUrl;
+pub use self::counters::Counters;
+pub use self::server::Server;
+use self::upstream::UpstreamUrl;
+
+/// Queries in flight, all clients together; beyond it UDP queries are dropped and TCP queries get SERVFAIL.
+pub const MAX_IN_FLIGHT: usize = 4096;
 
 /// The DNS service's settings.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,4 +39,19 @@ pub struct DnsConfig {
     pub rounds: u32,
     /// Every query is answered within this time, by SERVFAIL if need be.
     pub deadline: Duration,
+    /// A client's TCP connection that carries nothing for this long is closed.
+    pub tcp_idle_timeout: Duration,
+}
+
+impl Default for DnsConfig {
+    fn default() -> Self {
+        let public = |address: [u8; 4]| UpstreamUrl::Udp(SocketAddr::from((address, 53)));
+        Self {
+            upstreams: vec![public([8, 8, 8, 8]), public([8, 8, 4, 4])],
+            attempt_timeout: Duration::from_millis(1200),
+            rounds: 2,
+            deadline: Duration::from_secs(5),
+            tcp_idle_timeout: Duration::from_secs(10),
+        }
+    }
 }

@@ -1,12 +1,87 @@
 //! Upstreams: the resolvers that queries are forwarded to.
 
+pub(super) mod forward;
+mod stream;
+mod tcp;
+mod udp;
+mod url;
+
+use std::io;
 use std::net::SocketAddr;
 
-/// A resolver's address and transport: `udp://8.8.8.8`, `tcp://[2001:db8::53]:5353`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum UpstreamUrl {
-    /// DNS over UDP, over TCP where an answer is truncated (RFC 1035 §4.2).
-    Udp(SocketAddr),
-    /// DNS over TCP (RFC 7766).
-    Tcp(SocketAddr),
+use tokio::time::Instant;
+use tracing::debug;
+
+use self::stream::StreamUpstream;
+use self::tcp::TcpDial;
+pub use self::url::{UpstreamUrl, UpstreamUrlError};
+use super::counters::{UpstreamCounters, UpstreamMeter};
+use super::query::Request;
+use super::reply::Reply;
+use crate::bypass::Bypass;
+use crate::rules::Transport;
+
+/// One resolver and what is known about it.
+pub(super) struct Upstream {
+    url: UpstreamUrl,
+    remote: SocketAddr,
+    bypass: Bypass,
+    tcp: StreamUpstream<TcpDial>,
+    meter: UpstreamMeter,
+}
+
+impl Upstream {
+    pub(super) fn new(url: UpstreamUrl, bypass: Bypass) -> Self {
+        let (UpstreamUrl::Udp(remote) | UpstreamUrl::Tcp(remote)) = url;
+        let dial = TcpDial::new(remote, bypass.clone());
+        Self {
+            url,
+            remote,
+            bypass,
+            tcp: StreamUpstream::new(dial),
+            meter: UpstreamMeter::default(),
+        }
+    }
+
+    /// The transport that is tried first.
+    pub(super) fn transport(&self) -> Transport {
+        match self.url {
+            UpstreamUrl::Udp(_) => Transport::Udp,
+            UpstreamUrl::Tcp(_) => Transport::Tcp,
+        }
+    }
+
+    /// Asks once and waits for the reply for as long as the caller does.
+    pub(super) async fn exchange(
+        &self,
+        request: &Request,
+        transport: Transport,
+    ) -> io::Result<Reply> {
+        self.meter.sent.add();
+        let started = Instant::now();
+        let outcome = match transport {
+            Transport::Udp => {
+                udp::exchange(&self.bypass, self.remote, request, &self.meter.ignored).await
+            }
+            Transport::Tcp => self.tcp.exchange(request, &self.meter.ignored).await,
+        };
+        match &outcome {
+            Ok(_) => self.meter.answered(started.elapsed()),
+            Err(error) => {
+                debug!(upstream = %self.url, %error, "upstream failed");
+                self.meter.failed(error);
+            }
+        }
+        outcome
+    }
+
+    /// Notes that the upstream did not answer in the time that one attempt has.
+    pub(super) fn timed_out(&self) {
+        debug!(upstream = %self.url, "upstream does not answer in time");
+        self.meter.timeouts.add();
+    }
+
+    pub(super) fn counters(&self) -> UpstreamCounters {
+        self.meter.snapshot(self.url.to_string())
+    }
 }

@@ -1,0 +1,433 @@
+//! What a valid query is: one QUERY with one question, its wire form and where its parts are.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+
+use super::reply::Reply;
+use super::wire::{
+    Echo, ExtendedError, Flags, Header, MAX_UDP_PAYLOAD, MIN_UDP_PAYLOAD, Opt, Question, Rcode,
+    Scan, WireError, put_u16,
+};
+
+/// Zone transfer of changes (RFC 1995).
+pub const TYPE_IXFR: u16 = 251;
+
+/// Zone transfer (RFC 5936).
+pub const TYPE_AXFR: u16 = 252;
+
+/// A well-formed query for one name, type and class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Query<'a> {
+    wire: Cow<'a, [u8]>,
+    header: Header,
+    question: Question,
+    opt: Option<Opt>,
+}
+
+impl<'a> Query<'a> {
+    /// Takes `wire`, all of it, as a query.
+    pub fn parse(wire: &'a [u8]) -> Result<Self, Rejection> {
+        let Some(header) = Header::parse(wire) else {
+            return Err(Rejection::Ignored(Ignored::Short));
+        };
+        if header.flags.contains(Flags::RESPONSE) {
+            return Err(Rejection::Ignored(Ignored::Response));
+        }
+        let Scan {
+            question,
+            opt,
+            error,
+        } = Scan::of(wire, header);
+        let refuse = |rcode, text| {
+            let echo = Echo {
+                header,
+                question,
+                opt,
+            };
+            Err(Rejection::Refused(Refusal { echo, rcode, text }))
+        };
+        if header.flags.opcode() != 0 {
+            return refuse(Rcode::NOTIMP, "only QUERY is answered here");
+        }
+        if header.questions != 1 {
+            return refuse(Rcode::FORMERR, "a query has one question (RFC 9619)");
+        }
+        if let Some(error) = error {
+            return refuse(Rcode::FORMERR, describe(error));
+        }
+        let Some(question) = question else {
+            return refuse(Rcode::FORMERR, describe(WireError::EndsEarly));
+        };
+        if opt.is_some_and(|opt| opt.version > 0) {
+            return refuse(Rcode::BADVERS, "");
+        }
+        let [answers, authorities, _] = header.records;
+        let allowed_authorities = u16::from(question.qtype == TYPE_IXFR);
+        if answers > 0 || authorities > allowed_authorities {
+            return refuse(Rcode::FORMERR, "a query has no answers");
+        }
+        Ok(Self {
+            wire: Cow::Borrowed(wire),
+            header,
+            question,
+            opt,
+        })
+    }
+
+    /// The same query with octets of its own.
+    pub fn into_owned(self) -> Query<'static> {
+        Query {
+            wire: Cow::Owned(self.wire.into_owned()),
+            header: self.header,
+            question: self.question,
+            opt: self.opt,
+        }
+    }
+
+    /// The client's ID.
+    pub fn id(&self) -> u16 {
+        self.header.id
+    }
+
+    /// What is asked.
+    pub fn question(&self) -> Question {
+        self.question
+    }
+
+    /// Name, type and class in wire form, in the client's letter case.
+    pub fn question_octets(&self) -> &[u8] {
+        self.wire.get(self.question.range()).unwrap_or_default()
+    }
+
+    /// The OPT record, where there is one.
+    pub fn opt(&self) -> Option<Opt> {
+        self.opt
+    }
+
+    /// The largest UDP reply in octets that the client takes, on a path that carries `path` octets.
+    pub fn udp_limit(&self, path: usize) -> usize {
+        let client = self.opt.map_or(MIN_UDP_PAYLOAD, |opt| {
+            opt.udp_size.clamp(MIN_UDP_PAYLOAD, MAX_UDP_PAYLOAD)
+        });
+        path.min(usize::from(client))
+    }
+
+    /// What an upstream is asked: the query with the flags that concern an upstream, and our own UDP payload size.
+    pub fn request(&self) -> Request {
+        let mut wire = self.wire.to_vec();
+        let kept = Flags::RECURSION_DESIRED
+            .with(Flags::AUTHENTIC_DATA)
+            .with(Flags::CHECKING_DISABLED);
+        put_u16(&mut wire, 0, 0);
+        put_u16(&mut wire, 2, self.header.flags.only(kept).0);
+        if let Some(opt) = self.opt {
+            put_u16(&mut wire, opt.udp_size_at(), MAX_UDP_PAYLOAD);
+        }
+        Request {
+            wire: wire.into(),
+            question: self.question,
+        }
+    }
+
+    /// A reply that says `rcode`.
+    pub fn error_reply(&self, rcode: Rcode, extended: Option<ExtendedError>) -> Vec<u8> {
+        let echo = Echo {
+            header: self.header,
+            question: Some(self.question),
+            opt: self.opt,
+        };
+        echo.error_reply(&self.wire, rcode, extended)
+    }
+
+    /// `reply` as this query's client takes it: its ID, its letter case, OPT exactly when the query has it.
+    pub fn reply(&self, reply: Reply) -> Vec<u8> {
+        reply.into_octets(self.id(), self.question_octets(), self.opt)
+    }
+}
+
+/// A query as upstreams get it, without an ID; cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    wire: Bytes,
+    question: Question,
+}
+
+impl Request {
+    /// The message with `id`.
+    pub fn with_id(&self, id: u16) -> Vec<u8> {
+        let mut wire = self.wire.to_vec();
+        put_u16(&mut wire, 0, id);
+        wire
+    }
+
+    /// Name, type and class in wire form.
+    pub fn question_octets(&self) -> &[u8] {
+        self.wire.get(self.question.range()).unwrap_or_default()
+    }
+}
+
+/// Why octets are no query that can be resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// There is nobody to answer, or nothing to answer to.
+    Ignored(Ignored),
+    /// The client learns why.
+    Refused(Refusal),
+}
+
+/// Why a message gets no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ignored {
+    /// Shorter than a header.
+    Short,
+    /// A response: answering it could make a loop.
+    Response,
+}
+
+/// A message that is answered by an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    echo: Echo,
+    rcode: Rcode,
+    text: &'static str,
+}
+
+impl Refusal {
+    /// What the client is told.
+    pub fn rcode(&self) -> Rcode {
+        self.rcode
+    }
+
+    /// The reply to `query`, the octets that were refused.
+    pub fn reply(&self, query: &[u8]) -> Vec<u8> {
+        let extended = (!self.text.is_empty()).then_some(ExtendedError {
+            code: ExtendedError::OTHER,
+            text: self.text,
+        });
+        self.echo.error_reply(query, self.rcode, extended)
+    }
+}
+
+fn describe(error: WireError) -> &'static str {
+    match error {
+        WireError::EndsEarly => "the query ends early",
+        WireError::Name => "a name in the query is malformed",
+        WireError::Opt => "OPT in the query is malformed or there twice",
+        WireError::TrailingBytes => "octets follow the query's last record",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::op::{Message, OpCode, ResponseCode};
+    use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::dns::testing;
+
+    #[test]
+    fn a_message_shorter_than_a_header_is_ignored() {
+        assert_eq!(
+            Query::parse(&[0; 11]),
+            Err(Rejection::Ignored(Ignored::Short))
+        );
+    }
+
+    #[test]
+    fn a_response_is_ignored() {
+        let response = testing::reply_of(&testing::query("loop.example.", "A"), 1);
+        assert_eq!(
+            Query::parse(&response),
+            Err(Rejection::Ignored(Ignored::Response))
+        );
+    }
+
+    #[test]
+    fn other_opcodes_are_not_implemented_and_the_reply_repeats_opcode_and_question() {
+        let mut query = testing::edns_query("status.example.", "A", 1232);
+        query[2] |= 2 << 3;
+        let reply = refused(&query);
+        assert_eq!(reply.metadata.response_code, ResponseCode::NotImp);
+        assert_eq!(reply.metadata.op_code, OpCode::Status);
+        assert_eq!(reply.queries.len(), 1);
+        assert!(reply.edns.is_some());
+    }
+
+    #[test]
+    fn a_query_without_question_is_malformed() {
+        let query = [7, 7, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let reply = refused(&query);
+        assert_eq!(reply.metadata.id, 0x0707);
+        assert_eq!(reply.metadata.response_code, ResponseCode::FormErr);
+        assert!(reply.metadata.recursion_desired);
+        assert!(reply.metadata.recursion_available);
+        assert!(reply.edns.is_none());
+    }
+
+    #[test]
+    fn two_questions_are_malformed() {
+        let mut query = testing::query("two.example.", "A");
+        let question = query[12..].to_vec();
+        query.extend_from_slice(&question);
+        query[5] = 2;
+        let reply = refused(&query);
+        assert_eq!(reply.metadata.response_code, ResponseCode::FormErr);
+        assert!(reply.queries.is_empty());
+    }
+
+    #[test]
+    fn octets_after_the_query_are_malformed_and_the_question_is_repeated() {
+        let mut query = testing::query("trailing.example.", "A");
+        query.push(0);
+        let reply = refused(&query);
+        assert_eq!(reply.metadata.response_code, ResponseCode::FormErr);
+        assert_eq!(reply.queries.len(), 1);
+    }
+
+    #[test]
+    fn a_record_in_the_answer_section_is_malformed() {
+        let mut query = testing::reply_of(&testing::query("answer.example.", "A"), 1);
+        query[2] &= 0x7f;
+        assert_eq!(
+            refused(&query).metadata.response_code,
+            ResponseCode::FormErr
+        );
+    }
+
+    #[test]
+    fn two_opt_records_are_malformed_and_the_reply_has_one() {
+        let mut query = testing::edns_query("opts.example.", "A", 1232);
+        let opt = query[query.len() - 11..].to_vec();
+        query.extend_from_slice(&opt);
+        query[11] = 2;
+        let reply = refused(&query);
+        assert_eq!(reply.metadata.response_code, ResponseCode::FormErr);
+        assert!(reply.edns.is_some());
+    }
+
+    #[test]
+    fn an_opt_option_longer_than_its_record_is_malformed() {
+        let mut query = testing::edns_query("option.example.", "A", 1232);
+        let rdlength = query.len() - 1;
+        query[rdlength] = 4;
+        query.extend_from_slice(&[0, 10, 0, 9]);
+        assert_eq!(
+            refused(&query).metadata.response_code,
+            ResponseCode::FormErr
+        );
+    }
+
+    #[test]
+    fn a_later_edns_version_is_bad() {
+        let mut query = testing::edns_query("version.example.", "A", 1232);
+        let version = query.len() - 5;
+        query[version] = 1;
+        let reply = refused(&query);
+        let edns = reply.edns.as_ref().unwrap();
+        assert_eq!(reply.metadata.response_code, ResponseCode::BADVERS);
+        assert_eq!(edns.version(), 0);
+        assert_eq!(edns.max_payload(), MAX_UDP_PAYLOAD);
+    }
+
+    #[test]
+    fn a_malformed_query_with_opt_is_told_why() {
+        let mut query = testing::edns_query("why.example.", "A", 1232);
+        query.push(0);
+        let reply = refused(&query);
+        let Some(EdnsOption::Unknown(15, data)) =
+            reply.edns.as_ref().unwrap().option(EdnsCode::Unknown(15))
+        else {
+            panic!("no extended error in {reply:?}");
+        };
+        assert_eq!(data[..2], ExtendedError::OTHER.to_be_bytes());
+        assert!(data.ends_with(b"octets follow the query's last record"));
+    }
+
+    #[test]
+    fn the_udp_limit_is_512_without_opt_and_between_512_and_1232_with_it() {
+        let limit = |octets: &[u8], path| Query::parse(octets).unwrap().udp_limit(path);
+        assert_eq!(limit(&testing::query("a.example.", "A"), 9000), 512);
+        for (announced, expected) in [(0, 512), (511, 512), (900, 900), (4096, 1232)] {
+            let query = testing::edns_query("a.example.", "A", announced);
+            assert_eq!(limit(&query, 9000), expected);
+        }
+        let query = testing::edns_query("a.example.", "A", 4096);
+        assert_eq!(limit(&query, 1000), 1000);
+    }
+
+    #[test]
+    fn an_upstream_gets_our_size_and_no_flags_but_those_that_concern_it() {
+        let mut query = testing::edns_query("flags.example.", "A", 65000);
+        query[2] |= 0x06;
+        query[3] |= 0xf0;
+        let request = Query::parse(&query).unwrap().request().with_id(0xbeef);
+        let parsed = Message::from_vec(&request).unwrap();
+        assert_eq!(parsed.metadata.id, 0xbeef);
+        assert_eq!(parsed.edns.unwrap().max_payload(), MAX_UDP_PAYLOAD);
+        assert!(!parsed.metadata.truncation);
+        assert!(!parsed.metadata.authoritative);
+        assert!(!parsed.metadata.recursion_available);
+        assert!(parsed.metadata.recursion_desired);
+        assert!(parsed.metadata.authentic_data);
+        assert!(parsed.metadata.checking_disabled);
+        assert_eq!(request.len(), query.len());
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_arbitrary_octets_never_panics(octets in prop::collection::vec(any::<u8>(), 0..300)) {
+            if let Err(Rejection::Refused(refusal)) = Query::parse(&octets) {
+                let reply = refusal.reply(&octets);
+                prop_assert!(Header::parse(&reply).is_some());
+            }
+        }
+
+        #[test]
+        fn a_damaged_query_is_answered_by_a_well_formed_reply(
+            at in 0usize..60,
+            octet in any::<u8>(),
+            length in 12usize..70,
+        ) {
+            let mut query = testing::edns_query("damaged.example.", "AAAA", 1232);
+            if let Some(damaged) = query.get_mut(at) {
+                *damaged = octet;
+            }
+            query.truncate(length);
+            if let Err(Rejection::Refused(refusal)) = Query::parse(&query) {
+                let reply = refusal.reply(&query);
+                let header = Header::parse(&reply).unwrap();
+                prop_assert_eq!(Scan::of(&reply, header).error, None);
+                prop_assert_eq!(header.id, Header::parse(&query).unwrap().id);
+            }
+        }
+
+        #[test]
+        fn well_formed_queries_are_read_as_hickory_reads_them(
+            labels in prop::collection::vec("[a-zA-Z0-9_-]{1,20}", 1..6),
+            qtype in 1u16..=65534,
+            edns in proptest::option::of((any::<u16>(), any::<bool>())),
+            id in any::<u16>(),
+        ) {
+            let octets = testing::arbitrary_query(id, &labels, qtype, edns);
+            let message = Message::from_vec(&octets).unwrap();
+            let query = Query::parse(&octets).unwrap();
+            prop_assert_eq!(query.id(), message.metadata.id);
+            prop_assert_eq!(query.question().qtype, u16::from(message.queries[0].query_type()));
+            prop_assert_eq!(query.question().qclass, u16::from(message.queries[0].query_class()));
+            prop_assert_eq!(query.opt().is_some(), message.edns.is_some());
+            if let (Some(opt), Some(edns)) = (query.opt(), message.edns.as_ref()) {
+                prop_assert_eq!(opt.udp_size.max(512), edns.max_payload());
+                prop_assert_eq!(opt.dnssec_ok, edns.flags().dnssec_ok);
+            }
+        }
+    }
+
+    fn refused(octets: &[u8]) -> Message {
+        let Err(Rejection::Refused(refusal)) = Query::parse(octets) else {
+            panic!("not refused");
+        };
+        Message::from_vec(&refusal.reply(octets)).unwrap()
+    }
+}

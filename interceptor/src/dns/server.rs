@@ -1,0 +1,177 @@
+//! The DNS server: takes datagrams and connections from clients, and answers them within bounds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::trace;
+
+use super::connection;
+use super::counters::{Counters, Meter};
+use super::query::{Query, Rejection};
+use super::resolver::{Answer, Resolver};
+use super::wire::truncate;
+use super::{DnsConfig, MAX_IN_FLIGHT};
+use crate::bypass::Bypass;
+use crate::rules::Transport;
+use crate::service::{BoxStream, Flow, Responder, Service};
+
+/// The DNS service.
+pub struct Server {
+    shared: Arc<Shared>,
+    tasks: TaskTracker,
+}
+
+impl Server {
+    /// A server that forwards as `config` says, through `bypass`.
+    ///
+    /// Its tasks run on the tokio runtime from which it is given datagrams and streams.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "nobody else needs them afterwards"
+    )]
+    pub fn new(config: DnsConfig, bypass: Bypass) -> Arc<Self> {
+        let shared = Shared {
+            resolver: Resolver::new(&config, &bypass),
+            meter: Meter::default(),
+            permits: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
+            stopping: CancellationToken::new(),
+            idle_timeout: config.tcp_idle_timeout,
+        };
+        Arc::new(Self {
+            shared: Arc::new(shared),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// What was counted since the start.
+    pub fn counters(&self) -> Counters {
+        let shared = &self.shared;
+        let in_flight = MAX_IN_FLIGHT.saturating_sub(shared.permits.available_permits());
+        shared
+            .meter
+            .snapshot(in_flight as u64, shared.resolver.upstreams())
+    }
+
+    /// Takes no more queries and waits until those in flight are answered, for `patience` at most; tells whether all
+    /// were.
+    pub async fn drain(&self, patience: Duration) -> bool {
+        self.shared.stopping.cancel();
+        self.tasks.close();
+        timeout(patience, self.tasks.wait()).await.is_ok()
+    }
+}
+
+impl Service for Server {
+    fn datagram(&self, flow: Flow, payload: &[u8], responder: Responder) {
+        let shared = &self.shared;
+        let meter = &shared.meter;
+        meter.query(Transport::Udp);
+        let query = match shared.take(payload) {
+            Taken::Query(query) => query,
+            Taken::Answered(answer) => {
+                return shared.send(answer, responder.max_payload(), &responder);
+            }
+            Taken::Ignored => return,
+        };
+        let limit = query.udp_limit(responder.max_payload());
+        if let Some(answer) = Resolver::answer_now(&query) {
+            return shared.send(answer, limit, &responder);
+        }
+        if shared.stopping.is_cancelled() {
+            return meter.stopping.add();
+        }
+        let Some(permit) = shared.permit() else {
+            trace!(?flow, "query dropped, too many in flight");
+            return meter.overload.add();
+        };
+        let arrived = Instant::now();
+        let query = query.into_owned();
+        let shared = Arc::clone(shared);
+        self.tasks.spawn(async move {
+            let answer = shared.answer(&query, Transport::Udp, arrived).await;
+            shared.send(answer, limit, &responder);
+            drop(permit);
+        });
+    }
+
+    fn stream(&self, _flow: Flow, stream: BoxStream) {
+        if self.shared.stopping.is_cancelled() {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        self.tasks
+            .spawn(async move { connection::serve(&shared, stream).await });
+    }
+}
+
+/// What datagrams and connections have in common.
+pub(super) struct Shared {
+    pub(super) resolver: Resolver,
+    pub(super) meter: Meter,
+    pub(super) stopping: CancellationToken,
+    pub(super) idle_timeout: Duration,
+    permits: Arc<Semaphore>,
+}
+
+/// What a message turned out to be.
+pub(super) enum Taken<'a> {
+    /// A query.
+    Query(Query<'a>),
+    /// Nothing that could be resolved; its sender learns so.
+    Answered(Answer),
+    /// Nothing that has an answer.
+    Ignored,
+}
+
+impl Shared {
+    /// Takes a client's message for what it is.
+    pub(super) fn take<'a>(&self, message: &'a [u8]) -> Taken<'a> {
+        match Query::parse(message) {
+            Ok(query) => Taken::Query(query),
+            Err(Rejection::Refused(refusal)) => Taken::Answered(Answer {
+                wire: refusal.reply(message),
+                rcode: refusal.rcode(),
+            }),
+            Err(Rejection::Ignored(reason)) => {
+                trace!(?reason, "message ignored");
+                self.meter.ignored.add();
+                Taken::Ignored
+            }
+        }
+    }
+
+    /// Leave to have one more query in flight.
+    pub(super) fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.permits).try_acquire_owned().ok()
+    }
+
+    /// The answer to a query that came by `transport` at `arrived`.
+    pub(super) async fn answer(
+        &self,
+        query: &Query<'_>,
+        transport: Transport,
+        arrived: Instant,
+    ) -> Answer {
+        self.resolver
+            .answer(query, transport, arrived, &self.meter)
+            .await
+    }
+
+    /// Counts `answer` and makes it no longer than `limit` octets.
+    pub(super) fn finish(&self, answer: Answer, limit: usize) -> Vec<u8> {
+        let mut wire = answer.wire;
+        if truncate(&mut wire, limit) {
+            self.meter.truncated.add();
+        }
+        self.meter.replied(answer.rcode);
+        wire
+    }
+
+    fn send(&self, answer: Answer, limit: usize, responder: &Responder) {
+        responder.send(&self.finish(answer, limit));
+    }
+}

@@ -1,0 +1,256 @@
+//! Forwarding: which upstream is asked when, which reply counts, and when to give up.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::{Instant, sleep_until};
+
+use super::{Upstream, UpstreamCounters};
+use crate::bypass::Bypass;
+use crate::dns::DnsConfig;
+use crate::dns::query::Request;
+use crate::dns::reply::Reply;
+use crate::dns::wire::Rcode;
+use crate::rules::Transport;
+
+/// What is kept of the deadline so that the client hears of a failure before it has given up itself.
+const RESERVE: Duration = Duration::from_millis(100);
+
+/// Asks upstreams in order until one has a good answer.
+pub(in crate::dns) struct Forwarder {
+    upstreams: Vec<Upstream>,
+    attempt_timeout: Duration,
+    rounds: u32,
+    budget: Duration,
+}
+
+/// Why there is no reply at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::dns) enum Failure {
+    /// No upstream answered in time.
+    Unreachable,
+    /// Every attempt was ended by the network.
+    Network,
+}
+
+impl Forwarder {
+    pub(in crate::dns) fn new(config: &DnsConfig, bypass: &Bypass) -> Self {
+        let upstreams = config.upstreams.iter();
+        Self {
+            upstreams: upstreams
+                .map(|url| Upstream::new(url.clone(), bypass.clone()))
+                .collect(),
+            attempt_timeout: config.attempt_timeout,
+            rounds: config.rounds,
+            budget: config
+                .deadline
+                .saturating_sub(RESERVE.min(config.deadline / 4)),
+        }
+    }
+
+    /// Asks for a client that came by `transport` at `arrived`, and answers before the deadline.
+    ///
+    /// An upstream that does not answer in time is not forgotten: the next one is asked as well, and the first good
+    /// reply counts. A reply that says the upstream failed or refused is kept for when there is no better one.
+    pub(in crate::dns) async fn forward(
+        &self,
+        request: &Request,
+        transport: Transport,
+        arrived: Instant,
+    ) -> Result<Reply, Failure> {
+        let mut race = Race {
+            plan: Plan::new(self.upstreams.len(), self.rounds),
+            fallback: None,
+            give_up: arrived + self.budget,
+        };
+        let mut attempts = FuturesUnordered::new();
+        let mut alarm = pin!(sleep_until(race.give_up));
+        let mut latest = None;
+        let mut ask_next = true;
+        loop {
+            if ask_next {
+                ask_next = false;
+                latest = race.plan.next();
+                match latest {
+                    Some(index) => {
+                        attempts.push(self.attempt(index, request, None));
+                        let due = Instant::now() + self.attempt_timeout;
+                        alarm.as_mut().reset(race.give_up.min(due));
+                    }
+                    None if attempts.is_empty() => break,
+                    None => alarm.as_mut().reset(race.give_up),
+                }
+            }
+            tokio::select! {
+                biased;
+                Some(attempt) = attempts.next() => match attempt.outcome {
+                    Ok(reply) if reply.is_truncated() && attempt.transport == Transport::Udp => {
+                        race.keep(reply);
+                        let over_tcp = Some(Transport::Tcp);
+                        attempts.push(self.attempt(attempt.index, request, over_tcp));
+                        if transport == Transport::Udp {
+                            race.give_up = race.give_up.min(Instant::now() + self.attempt_timeout);
+                            let due = alarm.deadline().min(race.give_up);
+                            alarm.as_mut().reset(due);
+                        }
+                    }
+                    Ok(reply) if is_good(&reply) => return Ok(reply),
+                    Ok(reply) => {
+                        race.plan.answered(attempt.index);
+                        race.keep(reply);
+                        ask_next = true;
+                    }
+                    Err(_) => ask_next = true,
+                },
+                () = &mut alarm => {
+                    if let Some(upstream) = latest.take().and_then(|index| self.upstreams.get(index)) {
+                        upstream.timed_out();
+                    }
+                    if Instant::now() >= race.give_up {
+                        break;
+                    }
+                    ask_next = true;
+                }
+            }
+        }
+        match race.fallback {
+            Some(reply) if transport == Transport::Udp || !reply.is_truncated() => Ok(reply),
+            _ if attempts.is_empty() => Err(Failure::Network),
+            _ => Err(Failure::Unreachable),
+        }
+    }
+
+    pub(in crate::dns) fn counters(&self) -> Vec<UpstreamCounters> {
+        self.upstreams.iter().map(Upstream::counters).collect()
+    }
+
+    /// One exchange with the upstream at `index`, over its own transport where none is given.
+    async fn attempt(
+        &self,
+        index: usize,
+        request: &Request,
+        transport: Option<Transport>,
+    ) -> Attempt {
+        let upstream = &self.upstreams[index];
+        let transport = transport.unwrap_or_else(|| upstream.transport());
+        Attempt {
+            index,
+            transport,
+            outcome: upstream.exchange(request, transport).await,
+        }
+    }
+}
+
+/// What came of one exchange.
+struct Attempt {
+    index: usize,
+    transport: Transport,
+    outcome: std::io::Result<Reply>,
+}
+
+/// How one query's forwarding stands.
+struct Race {
+    plan: Plan,
+    fallback: Option<Reply>,
+    give_up: Instant,
+}
+
+impl Race {
+    /// Keeps `reply` for when nothing better comes.
+    fn keep(&mut self, reply: Reply) {
+        let is_better = self
+            .fallback
+            .as_ref()
+            .is_none_or(|kept| merit(&reply) > merit(kept));
+        if is_better {
+            self.fallback = Some(reply);
+        }
+    }
+}
+
+/// Whose turn it is: every upstream in order, a number of rounds, without those that answered.
+struct Plan {
+    upstreams: usize,
+    left: usize,
+    turn: usize,
+    answered: Vec<usize>,
+}
+
+impl Plan {
+    fn new(upstreams: usize, rounds: u32) -> Self {
+        let rounds = usize::try_from(rounds).unwrap_or(usize::MAX);
+        Self {
+            upstreams,
+            left: upstreams.saturating_mul(rounds),
+            turn: 0,
+            answered: Vec::new(),
+        }
+    }
+
+    fn answered(&mut self, index: usize) {
+        if !self.answered.contains(&index) {
+            self.answered.push(index);
+        }
+    }
+
+    fn next(&mut self) -> Option<usize> {
+        while self.left > 0 && self.answered.len() < self.upstreams {
+            let index = self.turn;
+            self.left -= 1;
+            self.turn = (self.turn + 1) % self.upstreams;
+            if !self.answered.contains(&index) {
+                return Some(index);
+            }
+        }
+        None
+    }
+}
+
+/// Whether another upstream could not say it better.
+fn is_good(reply: &Reply) -> bool {
+    !matches!(
+        reply.rcode(),
+        Rcode::FORMERR | Rcode::SERVFAIL | Rcode::NOTIMP | Rcode::REFUSED | Rcode::BADVERS
+    )
+}
+
+/// Which of two replies that are not good says more.
+fn merit(reply: &Reply) -> u8 {
+    match reply.rcode() {
+        Rcode::SERVFAIL => 3,
+        Rcode::REFUSED => 2,
+        Rcode::NOTIMP => 1,
+        Rcode::FORMERR | Rcode::BADVERS => 0,
+        _ => 4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_upstream_has_its_turn_in_every_round() {
+        let mut plan = Plan::new(2, 2);
+        let turns: Vec<usize> = std::iter::from_fn(|| plan.next()).collect();
+        assert_eq!(turns, [0, 1, 0, 1]);
+    }
+
+    #[test]
+    fn an_upstream_that_answered_is_not_asked_again() {
+        let mut plan = Plan::new(2, 3);
+        assert_eq!(plan.next(), Some(0));
+        plan.answered(0);
+        plan.answered(0);
+        let turns: Vec<usize> = std::iter::from_fn(|| plan.next()).collect();
+        assert_eq!(turns, [1, 1, 1]);
+    }
+
+    #[test]
+    fn without_upstreams_nobody_is_asked() {
+        assert_eq!(Plan::new(0, 2).next(), None);
+        assert_eq!(Plan::new(2, 0).next(), None);
+    }
+}

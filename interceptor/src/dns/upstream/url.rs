@@ -1,0 +1,268 @@
+//! An upstream's address and transport, as people write them.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use thiserror::Error;
+use url::{Host, ParseError, Url};
+
+const DNS_PORT: u16 = 53;
+
+/// A resolver's address and transport: `udp://8.8.8.8`, `tcp://[2001:db8::53]:5353`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum UpstreamUrl {
+    /// DNS over UDP, over TCP where an answer is truncated (RFC 1035 §4.2).
+    Udp(SocketAddr),
+    /// DNS over TCP (RFC 7766).
+    Tcp(SocketAddr),
+}
+
+/// Why a text is no upstream; each says what would be one.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum UpstreamUrlError {
+    /// An address alone, or no URL at all.
+    #[error("`{0}` has no scheme; write udp://8.8.8.8 or tcp://8.8.8.8")]
+    NoScheme(String),
+    /// A scheme that is not known.
+    #[error("`{url}`: unknown scheme `{scheme}`; known are udp and tcp, as in udp://8.8.8.8")]
+    Scheme {
+        /// What was written.
+        url: String,
+        /// Its scheme.
+        scheme: String,
+    },
+    /// No address after the scheme.
+    #[error("`{0}` has no address; write udp://8.8.8.8 or udp://[2001:4860:4860::8888]")]
+    NoAddress(String),
+    /// A host name.
+    #[error(
+        "`{url}`: upstreams are IP addresses here: `{host}` is a name, which nobody is there to resolve yet"
+    )]
+    Name {
+        /// What was written.
+        url: String,
+        /// The name.
+        host: String,
+    },
+    /// An address that is not one.
+    #[error(
+        "`{0}` has no valid IP address; IPv6 addresses stand in brackets: udp://[2001:4860:4860::8888]"
+    )]
+    Address(String),
+    /// An address that no resolver can have.
+    #[error("`{url}`: no resolver can have the address {address}; name one resolver's own address")]
+    NotUnicast {
+        /// What was written.
+        url: String,
+        /// The address.
+        address: IpAddr,
+    },
+    /// An IPv6 address with a zone.
+    #[error(
+        "`{0}` has an IPv6 zone, which URLs here cannot; use an address that needs none, or bind upstream traffic to the device"
+    )]
+    Zone(String),
+    /// Port 0, or one that is no number up to 65535.
+    #[error("`{0}` has no valid port; ports are 1 to 65535, and 53 where none is given")]
+    Port(String),
+    /// User information, a path, a query or a fragment.
+    #[error("`{url}`: {scheme}:// takes an address and a port only; leave out {what}")]
+    Excess {
+        /// What was written.
+        url: String,
+        /// Its scheme.
+        scheme: String,
+        /// What is too much.
+        what: &'static str,
+    },
+}
+
+impl UpstreamUrl {
+    /// The resolver's address and port.
+    pub fn address(&self) -> SocketAddr {
+        match self {
+            Self::Udp(address) | Self::Tcp(address) => *address,
+        }
+    }
+}
+
+impl FromStr for UpstreamUrl {
+    type Err = UpstreamUrlError;
+
+    fn from_str(text: &str) -> Result<Self, UpstreamUrlError> {
+        let given = || text.to_owned();
+        if text.parse::<IpAddr>().is_ok() || text.parse::<SocketAddr>().is_ok() {
+            return Err(UpstreamUrlError::NoScheme(given()));
+        }
+        let url = Url::parse(text).map_err(|error| classify(text, error))?;
+        let transport = match url.scheme() {
+            "udp" => Self::Udp,
+            "tcp" => Self::Tcp,
+            _ if !text.contains("://") => return Err(UpstreamUrlError::NoScheme(given())),
+            scheme => {
+                return Err(UpstreamUrlError::Scheme {
+                    url: given(),
+                    scheme: scheme.to_owned(),
+                });
+            }
+        };
+        let address = match url.host() {
+            None => return Err(UpstreamUrlError::NoAddress(given())),
+            Some(Host::Ipv4(address)) => IpAddr::from(address),
+            Some(Host::Ipv6(address)) => IpAddr::from(address),
+            Some(Host::Domain(host)) => address_of(text, host)?,
+        };
+        if let Some(what) = excess(&url) {
+            return Err(UpstreamUrlError::Excess {
+                url: given(),
+                scheme: url.scheme().to_owned(),
+                what,
+            });
+        }
+        if !is_unicast(address) {
+            return Err(UpstreamUrlError::NotUnicast {
+                url: given(),
+                address,
+            });
+        }
+        let port = url.port().unwrap_or(DNS_PORT);
+        if port == 0 {
+            return Err(UpstreamUrlError::Port(given()));
+        }
+        Ok(transport(SocketAddr::new(address, port)))
+    }
+}
+
+impl fmt::Display for UpstreamUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (scheme, address) = match self {
+            Self::Udp(address) => ("udp", address),
+            Self::Tcp(address) => ("tcp", address),
+        };
+        match (address.ip(), address.port()) {
+            (IpAddr::V4(ip), DNS_PORT) => write!(f, "{scheme}://{ip}"),
+            (IpAddr::V6(ip), DNS_PORT) => write!(f, "{scheme}://[{ip}]"),
+            _ => write!(f, "{scheme}://{address}"),
+        }
+    }
+}
+
+/// The address in `host`: `Url` reads IPv4 addresses only under the web's own schemes.
+fn address_of(text: &str, host: &str) -> Result<IpAddr, UpstreamUrlError> {
+    if host.is_empty() {
+        return Err(UpstreamUrlError::NoAddress(text.to_owned()));
+    }
+    if let Ok(address) = host.parse() {
+        return Ok(IpAddr::V4(address));
+    }
+    if host
+        .bytes()
+        .all(|octet| octet.is_ascii_digit() || octet == b'.')
+    {
+        return Err(UpstreamUrlError::Address(text.to_owned()));
+    }
+    Err(UpstreamUrlError::Name {
+        url: text.to_owned(),
+        host: host.to_owned(),
+    })
+}
+
+fn excess(url: &Url) -> Option<&'static str> {
+    if !url.username().is_empty() || url.password().is_some() {
+        return Some("the user name");
+    }
+    if !matches!(url.path(), "" | "/") {
+        return Some("the path");
+    }
+    if url.query().is_some() {
+        return Some("the query");
+    }
+    url.fragment().map(|_| "the fragment")
+}
+
+fn is_unicast(address: IpAddr) -> bool {
+    let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    !(address.is_unspecified() || address.is_multicast() || is_broadcast)
+}
+
+fn classify(text: &str, error: ParseError) -> UpstreamUrlError {
+    let given = text.to_owned();
+    match error {
+        ParseError::RelativeUrlWithoutBase => UpstreamUrlError::NoScheme(given),
+        ParseError::EmptyHost => UpstreamUrlError::NoAddress(given),
+        ParseError::InvalidPort => UpstreamUrlError::Port(given),
+        _ if text.contains('%') => UpstreamUrlError::Zone(given),
+        _ => UpstreamUrlError::Address(given),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_both_families_are_read_and_written_the_same() {
+        for text in [
+            "udp://8.8.8.8",
+            "tcp://8.8.4.4",
+            "udp://127.0.0.1:5353",
+            "udp://[2001:db8::53]",
+            "tcp://[2001:db8::53]:5353",
+        ] {
+            assert_eq!(text.parse::<UpstreamUrl>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn the_port_is_53_where_none_is_given() {
+        assert_eq!(
+            "udp://9.9.9.9".parse(),
+            Ok(UpstreamUrl::Udp(SocketAddr::from(([9, 9, 9, 9], 53))))
+        );
+        assert_eq!(
+            "tcp://9.9.9.9/".parse(),
+            Ok(UpstreamUrl::Tcp(SocketAddr::from(([9, 9, 9, 9], 53))))
+        );
+    }
+
+    #[test]
+    fn each_mistake_gets_one_line_that_helps() {
+        for (text, help) in [
+            ("8.8.8.8", "has no scheme"),
+            ("8.8.8.8:53", "has no scheme"),
+            ("fe80::1", "has no scheme"),
+            ("", "has no scheme"),
+            ("dns.google", "has no scheme"),
+            ("dns.google:53", "has no scheme"),
+            ("tls://1.1.1.1", "known are udp and tcp"),
+            ("https://dns.google/dns-query", "known are udp and tcp"),
+            ("udp://", "has no address"),
+            ("udp:", "has no address"),
+            ("udp://:53", "has no address"),
+            (
+                "udp://dns.google",
+                "upstreams are IP addresses here: `dns.google`",
+            ),
+            ("udp://8.8.8", "no valid IP address"),
+            ("udp://8.8.8.256", "no valid IP address"),
+            ("udp://2001:db8::1", "no valid"),
+            ("udp://[2001:db8::g]", "no valid IP address"),
+            ("udp://[fe80::1%eth0]", "IPv6 zone"),
+            ("udp://[fe80::1%25eth0]", "IPv6 zone"),
+            ("udp://0.0.0.0", "no resolver can have"),
+            ("udp://[ff02::1]", "no resolver can have"),
+            ("udp://8.8.8.8:0", "ports are 1 to 65535"),
+            ("udp://8.8.8.8:65536", "ports are 1 to 65535"),
+            ("udp://8.8.8.8:dns", "ports are 1 to 65535"),
+            ("udp://me@8.8.8.8", "leave out the user name"),
+            ("udp://8.8.8.8/dns-query", "leave out the path"),
+            ("udp://8.8.8.8?pool=2", "leave out the query"),
+            ("tcp://8.8.8.8#dns.google", "leave out the fragment"),
+        ] {
+            let message = text.parse::<UpstreamUrl>().unwrap_err().to_string();
+            assert!(message.contains(help), "{text}: {message}");
+            assert!(!message.contains('\n'), "{text}: {message}");
+        }
+    }
+}
