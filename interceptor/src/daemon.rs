@@ -1,15 +1,254 @@
-//! The daemon.
+//! The daemon: wires the parts together, follows the host's changes, and takes everything down again.
 
-use crate::config::{Config, Finding};
+mod backend;
+mod check;
+mod routing;
+mod rulebook;
+mod taps;
 
-/// Runs until it is told to stop.
-#[expect(clippy::unused_async, reason = "the stand-in waits for nothing")]
-pub async fn run(_config: Config) -> anyhow::Result<()> {
-    Ok(())
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::{self, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+pub use check::check;
+
+use crate::bypass::Bypass;
+use crate::config::Config;
+use crate::kernel::{ATTENDANCE, Kernel, LinkLayer};
+use crate::net::{LinkWatch, RouteWatch};
+use crate::reader::tun::TunReader;
+use crate::{control, dns, netstack};
+use backend::DaemonBackend;
+use routing::Routing;
+use rulebook::{Rulebook, SharedKernel};
+use taps::Taps;
+
+/// The reader device's MTU in bytes, which holds for clients that reach it by a route.
+const READER_MTU: u16 = 1500;
+
+/// How often what must be done regularly is done.
+const TICK: Duration = Duration::from_secs(2);
+
+const _: () = assert!(
+    ATTENDANCE.as_secs() >= 3 * TICK.as_secs(),
+    "the programs must outlast a late tick or two"
+);
+
+/// Runs until SIGINT or SIGTERM, then answers what is in flight and leaves nothing behind.
+///
+/// Fails before it has changed anything where the configuration cannot work on this host.
+pub async fn run(config: Config) -> Result<()> {
+    let mut signals = Signals::new()?;
+    let socket = control::bind(&config.control).await?;
+    let daemon = Daemon::start(&config).await?;
+    let stop = CancellationToken::new();
+    let backend = Arc::new(DaemonBackend::new(&daemon));
+    let serving = tokio::spawn(control::serve(socket, backend, stop.clone()));
+    info!(version = env!("CARGO_PKG_VERSION"), "ready");
+    notify(&[NotifyState::Ready]);
+
+    let outcome = daemon.follow(&mut signals).await;
+
+    notify(&[NotifyState::Stopping]);
+    tokio::select! {
+        () = daemon.stop(config.dns.deadline) => {}
+        () = signals.next() => warn!("told to stop again; not waiting for what is in flight"),
+    }
+    stop.cancel();
+    // A panic in the control server is its own; the daemon is down either way.
+    let _ = serving.await;
+    outcome
 }
 
-/// What a look at the host finds about `config`.
-#[expect(clippy::unused_async, reason = "the stand-in waits for nothing")]
-pub async fn check(_config: &Config) -> Vec<Finding> {
-    Vec::new()
+/// The running parts.
+struct Daemon {
+    kernel: SharedKernel,
+    taps: Arc<AsyncMutex<Taps>>,
+    routing: Arc<AsyncMutex<Routing>>,
+    rulebook: Arc<Rulebook>,
+    dns: Arc<dns::Server>,
+    netstack: netstack::Handle,
+    bypass: Bypass,
+    links: AsyncMutex<LinkWatch>,
+    routes: AsyncMutex<RouteWatch>,
+    device: String,
+}
+
+impl Daemon {
+    async fn start(config: &Config) -> Result<Self> {
+        let reader = TunReader::create(config.reader.device.as_deref(), READER_MTU)?;
+        let (device, index) = (reader.name().to_owned(), reader.index());
+        let bypass = Bypass::new(
+            config.bypass.mark.unwrap_or(routing::DEFAULT_MARK),
+            config.bypass.device.as_deref(),
+        );
+        let kernel = load_kernel(config, &device, index, &bypass)?;
+        let rulebook = Rulebook::new(&config.rules, kernel.clone()).await?;
+        let dns = dns::Server::new(config.dns.clone(), bypass.clone());
+        let netstack = netstack::spawn(
+            reader,
+            rulebook.directory(Arc::clone(&dns)),
+            &config.tcp,
+            usize::from(READER_MTU),
+        );
+
+        // Listening begins before looking, so that nothing is missed in between.
+        let routes = RouteWatch::start().context("cannot follow the host's routes")?;
+        let (present, links) = LinkWatch::start()
+            .await
+            .context("cannot follow the host's interfaces")?;
+        let mut taps = Taps::new(config, kernel.clone(), index);
+        taps.start(&present)?;
+        let routing = Routing::new(config, index, bypass.clone(), kernel.clone());
+        let daemon = Self {
+            kernel,
+            taps: Arc::new(AsyncMutex::new(taps)),
+            routing: Arc::new(AsyncMutex::new(routing)),
+            rulebook: Arc::new(rulebook),
+            dns,
+            netstack,
+            bypass,
+            links: AsyncMutex::new(links),
+            routes: AsyncMutex::new(routes),
+            device,
+        };
+        daemon.review().await;
+        Ok(daemon)
+    }
+
+    /// Follows the host's changes until a signal.
+    async fn follow(&self, signals: &mut Signals) -> Result<()> {
+        let mut links = self.links.lock().await;
+        let mut routes = self.routes.lock().await;
+        let mut tick =
+            time::interval(watchdog_interval().map_or(TICK, |limit| TICK.min(limit / 2)));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = signals.next() => {
+                    info!("stopping");
+                    return Ok(());
+                }
+                ended = self.netstack.ended() => {
+                    ended.context("the reader device failed")?;
+                    bail!("the reader device was closed");
+                }
+                event = links.next() => {
+                    let event = event.context("cannot follow the host's interfaces any more")?;
+                    debug!(?event, "link");
+                    if self.taps.lock().await.follow(event) {
+                        self.review().await;
+                    }
+                }
+                changed = routes.changed() => {
+                    changed.context("cannot follow the host's routes any more")?;
+                    self.review().await;
+                }
+                _ = tick.tick() => self.tick().await,
+            }
+        }
+    }
+
+    /// Brings routes, mark and MTU in line with the host.
+    async fn review(&self) {
+        review(&self.taps, &self.routing, &self.rulebook, &self.netstack).await;
+    }
+
+    async fn tick(&self) {
+        notify(&[NotifyState::Watchdog]);
+        if self.taps.lock().await.retry() {
+            self.review().await;
+        }
+        if let Some(kernel) = &self.kernel {
+            let mut kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
+            if kernel.needs_attendance()
+                && let Err(error) = kernel.attend()
+            {
+                warn!("{error:#}");
+            }
+        }
+    }
+
+    /// Stops intercepting first, so that nothing new comes; answers what is in flight; then closes the device.
+    async fn stop(&self, patience: Duration) {
+        self.taps.lock().await.leave();
+        if !self.dns.drain(patience).await {
+            warn!("some queries were not answered in time");
+        }
+        self.netstack.shutdown().await;
+    }
+}
+
+/// See [`Daemon::review`]; rules that change through the control API ask for it too.
+async fn review(
+    taps: &AsyncMutex<Taps>,
+    routing: &AsyncMutex<Routing>,
+    rulebook: &Rulebook,
+    netstack: &netstack::Handle,
+) {
+    let mut taps = taps.lock().await;
+    routing.lock().await.review(&mut taps, rulebook).await;
+    let reader = u32::from(READER_MTU);
+    let mtu = taps.smallest_mtu().map_or(reader, |mtu| mtu.min(reader));
+    netstack.set_mtu(usize::try_from(mtu).unwrap_or(usize::from(READER_MTU)));
+}
+
+/// Loads the kernel half. Without tunnels it only counts, so that the daemon can do without.
+fn load_kernel(config: &Config, device: &str, index: u32, bypass: &Bypass) -> Result<SharedKernel> {
+    let loaded = Kernel::load(config.bpf_object.as_deref()).and_then(|mut kernel| {
+        kernel.attach_return(device, index, config.attach)?;
+        kernel.tap(device, index, LinkLayer::Ip, config.attach)?;
+        kernel.exempt(bypass.mark())?;
+        Ok(kernel)
+    });
+    match loaded {
+        Ok(kernel) => Ok(Some(Arc::new(Mutex::new(kernel)))),
+        Err(error) if config.interfaces.is_empty() => {
+            warn!("rules have no counters: {error:#}");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// SIGINT and SIGTERM.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Tells the service manager, where there is one.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        debug!(%error, "the service manager cannot be notified");
+    }
+}
+
+/// How often the service manager wants to hear from us.
+fn watchdog_interval() -> Option<Duration> {
+    sd_notify::watchdog_enabled()
 }

@@ -96,6 +96,9 @@ pub enum RuleError {
         /// The prefix without those bits.
         meant: IpNet,
     },
+    /// The text is no rule's number.
+    #[error("`{0}` is no rule's number; `interceptor rule list` shows those there are")]
+    Id(String),
     /// The text is no rule.
     #[error(
         "`{0}` is no rule; write one such as `10.30.30.30`, `any udp port 53 -> dns` or `10.30.0.0/16 icmp -> echo`"
@@ -206,6 +209,22 @@ impl Destination {
             Self::Any => true,
             Self::Net(net) => net.prefix_len() == 0,
         }
+    }
+}
+
+impl FromStr for RuleId {
+    type Err = RuleError;
+
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        text.parse()
+            .map(Self)
+            .map_err(|_| RuleError::Id(text.escape_debug().to_string()))
+    }
+}
+
+impl fmt::Display for RuleId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 

@@ -2,8 +2,8 @@
 
 use clap::{Args, Subcommand};
 
-use crate::control::{RuleId, RuleStatus};
-use crate::rules::{Destination, Protocol, Rule, ServiceName};
+use crate::control::RuleStatus;
+use crate::rules::{Destination, Protocol, Rule, RuleId, ServiceName};
 
 use super::remote::RemoteArgs;
 use super::table::{Table, bytes, grouped};

@@ -120,7 +120,8 @@ fn absent() -> String {
 mod tests {
     use serde_json::json;
 
-    use crate::control::{InterfaceState, RuleId, RuleStatus};
+    use crate::control::{InterfaceState, RuleStatus};
+    use crate::rules::RuleId;
 
     use super::*;
 

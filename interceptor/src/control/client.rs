@@ -18,9 +18,9 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::time;
 
-use crate::rules::Rule;
+use crate::rules::{Rule, RuleId};
 
-use super::model::{RuleId, RuleStatus, Status};
+use super::model::{RuleStatus, Status};
 
 /// How long the daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);

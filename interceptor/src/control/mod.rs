@@ -15,8 +15,7 @@ mod server;
 mod socket;
 
 pub use model::{
-    InterfaceState, InterfaceStatus, NotARuleId, ReaderStatus, RuleId, RuleStatus, Status,
-    UpstreamStatus,
+    InterfaceState, InterfaceStatus, ReaderStatus, RuleStatus, Status, UpstreamStatus,
 };
 pub use server::{Backend, Refusal, serve};
 pub use socket::{BindError, ControlSocket, bind};

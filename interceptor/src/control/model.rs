@@ -2,12 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
-use crate::rules::Rule;
+use crate::rules::{Rule, RuleId};
 
 /// What the daemon does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -96,16 +94,6 @@ pub struct RuleStatus {
     pub bytes: u64,
 }
 
-/// A rule's number, unique while the daemon runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct RuleId(pub u32);
-
-/// What should be a rule's number is none.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error("`{0}` is no rule's number; `interceptor rule list` shows those there are")]
-pub struct NotARuleId(String);
-
 /// A resolver and how it does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpstreamStatus {
@@ -128,21 +116,5 @@ impl fmt::Display for InterfaceState {
             Self::Waiting => "waiting",
             Self::Failed => "failed",
         })
-    }
-}
-
-impl FromStr for RuleId {
-    type Err = NotARuleId;
-
-    fn from_str(text: &str) -> Result<Self, NotARuleId> {
-        text.parse()
-            .map(Self)
-            .map_err(|_| NotARuleId(text.escape_debug().to_string()))
-    }
-}
-
-impl fmt::Display for RuleId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
     }
 }

@@ -19,9 +19,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
-use crate::rules::{Rule, RuleError};
+use crate::rules::{Rule, RuleError, RuleId};
 
-use super::model::{NotARuleId, RuleId, RuleStatus, Status};
+use super::model::{RuleStatus, Status};
 use super::socket::ControlSocket;
 
 /// A request's body in bytes, at most.
@@ -140,7 +140,7 @@ async fn remove_rule<B: Backend>(
 ) -> Result<Json<RuleStatus>, Refusal> {
     let id = id
         .parse()
-        .map_err(|error: NotARuleId| Refusal::Invalid(error.to_string()))?;
+        .map_err(|error: RuleError| Refusal::Invalid(error.to_string()))?;
     Ok(Json(backend.remove_rule(id).await?))
 }
 

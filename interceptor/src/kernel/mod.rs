@@ -5,8 +5,9 @@ mod plain;
 mod tables;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -18,7 +19,7 @@ use aya::programs::{
 };
 use aya::{Ebpf, EbpfLoader};
 use interceptor_ebpf::Reason;
-use interceptor_ebpf::flow::Path as ReturnPath;
+use interceptor_ebpf::flow::Path;
 use interceptor_ebpf::rules::RuleCounter;
 use nix::time::{ClockId, clock_gettime};
 use tokio::io::Interest;
@@ -65,6 +66,20 @@ pub enum Attached {
     Clsact,
 }
 
+/// Where replies go from the reader device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReturnWay {
+    /// Up the stack there and then: the virtual addresses are routed to the reader device.
+    Direct,
+    /// To the ingress of the only tunnel there is, an interface without Ethernet headers.
+    Tunnel(u32),
+    /// Each the way its flow came.
+    Remembered {
+        /// The tunnel for replies of flows that came before flows were remembered; 0 for none.
+        otherwise: u32,
+    },
+}
+
 /// What a run of a program on a packet of the caller's gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TestRun {
@@ -95,7 +110,7 @@ impl Kernel {
     ///
     /// An object with logging needs a tokio runtime around the call. Fails where the kernel or the caller's privileges
     /// do not allow it, with what would help.
-    pub fn load(object: Option<&Path>) -> Result<Self> {
+    pub fn load(object: Option<&path::Path>) -> Result<Self> {
         let mut loader = EbpfLoader::new();
         let loaded = match object {
             Some(path) => {
@@ -162,9 +177,13 @@ impl Kernel {
     /// Tells the programs that the daemon is there for [`ATTENDANCE`] from now on.
     pub fn attend(&mut self) -> Result<()> {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?;
-        let until = Duration::from(now) + ATTENDANCE;
+        self.attend_until(Duration::from(now) + ATTENDANCE)
+    }
+
+    /// Tells the programs that the daemon is there until `end` on the monotonic clock; zero means for ever.
+    pub fn attend_until(&mut self, end: Duration) -> Result<()> {
         self.tables.configure(|control| {
-            control.attended_until = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
+            control.attended_until = u64::try_from(end.as_nanos()).unwrap_or(u64::MAX);
         })
     }
 
@@ -187,13 +206,18 @@ impl Kernel {
         self.tables.configure(|control| control.mark = mark)
     }
 
-    /// Says where replies go: all of them to `only`'s ingress, or each to the interface its flow came from.
-    pub fn return_to(&mut self, only: Option<u32>) -> Result<()> {
+    /// Says where replies go.
+    pub fn return_by(&mut self, way: ReturnWay) -> Result<()> {
+        let (remember, interface) = match way {
+            ReturnWay::Direct => (false, 0),
+            ReturnWay::Tunnel(interface) => (false, interface),
+            ReturnWay::Remembered { otherwise } => (true, otherwise),
+        };
         self.tables.configure(|control| {
-            control.remember = u32::from(only.is_none());
-            control.path = ReturnPath {
-                interface: only.unwrap_or(0),
-                ..ReturnPath::default()
+            control.remember = u32::from(remember);
+            control.path = Path {
+                interface,
+                ..Path::default()
             };
         })
     }
@@ -255,6 +279,15 @@ impl Kernel {
         Ok(TestRun {
             verdict: result.return_value.cast_signed(),
             duration: result.duration,
+        })
+    }
+}
+
+impl fmt::Display for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
         })
     }
 }

@@ -61,15 +61,19 @@ impl RuleSet {
         self.rules.iter().map(|(id, rule)| (*id, rule))
     }
 
-    /// The destinations of rules that name one, shortest prefix first.
-    pub fn destinations(&self) -> BTreeSet<IpNet> {
-        self.rules
+    /// The destinations of which a rule takes all traffic, and with `narrowed` those of which rules take a part; never
+    /// all of a family.
+    pub fn destinations(&self, narrowed: bool) -> Vec<IpNet> {
+        let nets: BTreeSet<IpNet> = self
+            .rules
             .values()
+            .filter(|rule| narrowed || (rule.protocol.is_none() && rule.port.is_none()))
             .filter_map(|rule| match rule.destination {
-                Destination::Any => None,
-                Destination::Net(net) => Some(net),
+                Destination::Net(net) if net.prefix_len() > 0 => Some(net),
+                Destination::Net(_) | Destination::Any => None,
             })
-            .collect()
+            .collect();
+        nets.into_iter().collect()
     }
 
     /// The tables for lookup.

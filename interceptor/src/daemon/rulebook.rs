@@ -1,0 +1,174 @@
+//! The rules in force: one set, compiled, obeyed by the kernel and by user space.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, Result};
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::task;
+
+use crate::dns;
+use crate::kernel::Kernel;
+use crate::rules::{Compiled, Rule, RuleError, RuleId, RuleSet, ServiceName, Transport};
+use crate::service::{Directory, Service};
+
+/// The standard port of DNS (RFC 1035 §4.2).
+const DNS_PORT: u16 = 53;
+
+/// The kernel half where there is one; shared, because its system calls may wait and so run beside the async tasks.
+pub(super) type SharedKernel = Option<Arc<Mutex<Kernel>>>;
+
+/// The rules, and who obeys them.
+pub(super) struct Rulebook {
+    /// Held while rules change, so that changes come one after the other.
+    changing: AsyncMutex<()>,
+    current: Arc<ArcSwap<Edition>>,
+    kernel: SharedKernel,
+}
+
+/// One state of the rules.
+struct Edition {
+    set: RuleSet,
+    compiled: Compiled,
+}
+
+/// Why a rule cannot be added or removed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ChangeError {
+    /// The rule cannot be, or not beside the others.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
+    /// There is no such rule.
+    #[error("there is no rule {0}")]
+    Unknown(RuleId),
+    /// The kernel did not take the change.
+    #[error(transparent)]
+    Kernel(#[from] anyhow::Error),
+}
+
+impl Rulebook {
+    /// Puts `rules` into force.
+    pub(super) async fn new(rules: &[Rule], kernel: SharedKernel) -> Result<Self> {
+        let set = RuleSet::new(rules.iter().cloned())?;
+        let edition = Arc::new(Edition {
+            compiled: set.compile()?,
+            set,
+        });
+        let book = Self {
+            changing: AsyncMutex::new(()),
+            current: Arc::new(ArcSwap::new(Arc::clone(&edition))),
+            kernel,
+        };
+        book.tell_kernel(edition, None).await?;
+        Ok(book)
+    }
+
+    /// What a netstack asks which service answers where.
+    pub(super) fn directory(&self, dns: Arc<dns::Server>) -> Arc<dyn Directory> {
+        Arc::new(Services {
+            rules: Arc::clone(&self.current),
+            dns,
+        })
+    }
+
+    /// Adds a rule while packets flow.
+    pub(super) async fn add(&self, rule: Rule) -> Result<RuleId, ChangeError> {
+        let _changing = self.changing.lock().await;
+        let mut set = self.current.load().set.clone();
+        let id = set.insert(rule)?;
+        let edition = Arc::new(Edition {
+            compiled: set.compile()?,
+            set,
+        });
+        // User space first: it must know the rule before the kernel sends it packets.
+        let before = self.current.swap(Arc::clone(&edition));
+        if let Err(error) = self.tell_kernel(edition, Some(id)).await {
+            self.current.store(before);
+            return Err(error.into());
+        }
+        Ok(id)
+    }
+
+    /// Removes a rule while packets flow.
+    pub(super) async fn remove(&self, id: RuleId) -> Result<Rule, ChangeError> {
+        let _changing = self.changing.lock().await;
+        let mut set = self.current.load().set.clone();
+        let rule = set.remove(id).ok_or(ChangeError::Unknown(id))?;
+        let edition = Arc::new(Edition {
+            compiled: set.compile()?,
+            set,
+        });
+        self.tell_kernel(Arc::clone(&edition), None).await?;
+        self.current.store(edition);
+        Ok(rule)
+    }
+
+    /// Every rule with its number.
+    pub(super) fn rules(&self) -> Vec<(RuleId, Rule)> {
+        let edition = self.current.load();
+        edition
+            .set
+            .iter()
+            .map(|(id, rule)| (id, rule.clone()))
+            .collect()
+    }
+
+    /// The destinations that need a route: those of which a rule takes all traffic, because they are nobody else's,
+    /// and with `narrowed` those of which rules take a part.
+    pub(super) fn destinations(&self, narrowed: bool) -> Vec<IpNet> {
+        self.current.load().set.destinations(narrowed)
+    }
+
+    /// Whether a rule takes traffic of ours to `destination`.
+    pub(super) fn takes(&self, transport: Transport, destination: SocketAddr) -> bool {
+        let edition = self.current.load();
+        edition
+            .compiled
+            .find(Some(transport), destination.ip(), destination.port())
+            .is_some()
+    }
+
+    async fn tell_kernel(&self, edition: Arc<Edition>, fresh: Option<RuleId>) -> Result<()> {
+        let Some(kernel) = self.kernel.clone() else {
+            return Ok(());
+        };
+        task::spawn_blocking(move || {
+            let mut kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(id) = fresh {
+                kernel.reset_counter(id)?;
+            }
+            kernel.apply(&edition.compiled)
+        })
+        .await
+        .context("the rules could not be changed")?
+    }
+}
+
+/// The services at the addresses that the rules name.
+struct Services {
+    rules: Arc<ArcSwap<Edition>>,
+    dns: Arc<dns::Server>,
+}
+
+impl Directory for Services {
+    fn service(&self, transport: Transport, destination: SocketAddr) -> Option<Arc<dyn Service>> {
+        let edition = self.rules.load();
+        let id = edition
+            .compiled
+            .find(Some(transport), destination.ip(), destination.port())?;
+        let rule = edition.set.get(id)?;
+        match rule.service {
+            ServiceName::Dns if rule.port.unwrap_or(DNS_PORT) == destination.port() => {
+                Some(Arc::clone(&self.dns) as Arc<dyn Service>)
+            }
+            ServiceName::Dns | ServiceName::Echo => None,
+        }
+    }
+
+    fn echoes(&self, destination: IpAddr) -> bool {
+        let edition = self.rules.load();
+        edition.compiled.find(None, destination, 0).is_some()
+    }
+}

@@ -1,0 +1,316 @@
+//! The tunnels: tapped when they appear, left when they vanish, followed when they change.
+
+use std::sync::PoisonError;
+
+use anyhow::{Result, anyhow, bail};
+use tracing::{debug, info, warn};
+
+use super::rulebook::SharedKernel;
+use crate::config::Config;
+use crate::control::{InterfaceState, InterfaceStatus};
+use crate::kernel::{Attached, LinkLayer, ReturnWay};
+use crate::net::{self, Link, LinkEvent, TapLock};
+
+/// The configured tunnels and the reader device.
+pub(super) struct Taps {
+    kernel: SharedKernel,
+    config: Config,
+    tunnels: Vec<Tunnel>,
+    /// The reader device's index.
+    reader: u32,
+    /// Whether virtual addresses are routed to the reader device as well.
+    direct: bool,
+}
+
+/// A tunnel by the name that was configured.
+struct Tunnel {
+    name: String,
+    state: State,
+}
+
+enum State {
+    /// No such interface.
+    Absent,
+    /// There, but it cannot be tapped.
+    Failed(Link),
+    /// Tapped.
+    Tapped {
+        link: Link,
+        attached: Attached,
+        _lock: Option<TapLock>,
+    },
+}
+
+impl Taps {
+    /// The tunnels of `config`, none of them tapped yet.
+    pub(super) fn new(config: &Config, kernel: SharedKernel, reader: u32) -> Self {
+        let tunnels = config.interfaces.iter().map(|name| Tunnel {
+            name: name.clone(),
+            state: State::Absent,
+        });
+        Self {
+            kernel,
+            tunnels: tunnels.collect(),
+            config: config.clone(),
+            reader,
+            direct: false,
+        }
+    }
+
+    /// Taps those of `links` that are configured.
+    ///
+    /// Fails when one of them cannot be tapped, as when another interceptor taps it; says which are not there yet.
+    pub(super) fn start(&mut self, links: &[Link]) -> Result<()> {
+        for position in 0..self.tunnels.len() {
+            let name = self.tunnels[position].name.clone();
+            match links.iter().find(|link| link.name == name) {
+                Some(link) => self.tap(position, link.clone())?,
+                None => warn!("{}; waiting for it", net::NoSuchInterface::new(&name)),
+            }
+        }
+        self.update_return()
+    }
+
+    /// Follows a change of the host's links; true when it concerns a tunnel.
+    pub(super) fn follow(&mut self, event: LinkEvent) -> bool {
+        let concerned = match event {
+            LinkEvent::Appeared(link) => self.arrived(link),
+            LinkEvent::Changed { old, new } => {
+                let arrived = old.name != new.name && self.arrived(new.clone());
+                self.changed(&old, new) || arrived
+            }
+            LinkEvent::Vanished(link) => self.vanished(&link),
+        };
+        if concerned && let Err(error) = self.update_return() {
+            warn!("{error:#}");
+        }
+        concerned
+    }
+
+    /// Tries again to tap what could not be tapped; true when that worked for one.
+    pub(super) fn retry(&mut self) -> bool {
+        let mut tapped = false;
+        for position in 0..self.tunnels.len() {
+            if let State::Failed(link) = &self.tunnels[position].state {
+                let link = link.clone();
+                match self.tap(position, link) {
+                    Ok(()) => tapped = true,
+                    Err(error) => debug!("{error:#}"),
+                }
+            }
+        }
+        if tapped && let Err(error) = self.update_return() {
+            warn!("{error:#}");
+        }
+        tapped
+    }
+
+    /// Leaves every tunnel; the way back of replies stays.
+    pub(super) fn leave(&mut self) {
+        for tunnel in &mut self.tunnels {
+            if let State::Tapped { link, .. } = &tunnel.state {
+                untap(&self.kernel, link.index);
+            }
+            tunnel.state = State::Absent;
+        }
+    }
+
+    /// The links that are tapped, in the order they were configured.
+    pub(super) fn tapped(&self) -> impl Iterator<Item = &Link> {
+        self.tunnels
+            .iter()
+            .filter_map(|tunnel| match &tunnel.state {
+                State::Tapped { link, .. } => Some(link),
+                State::Absent | State::Failed(_) => None,
+            })
+    }
+
+    /// The smallest MTU in bytes among the tunnels that are tapped.
+    pub(super) fn smallest_mtu(&self) -> Option<u32> {
+        self.tapped().map(|link| link.mtu).min()
+    }
+
+    /// Takes note that virtual addresses are routed to the reader device, or no longer are.
+    pub(super) fn routed_directly(&mut self, direct: bool) -> Result<()> {
+        self.direct = direct;
+        self.update_return()
+    }
+
+    /// For `status`.
+    pub(super) fn status(&self) -> Vec<InterfaceStatus> {
+        let tunnels = self.tunnels.iter();
+        tunnels
+            .map(|tunnel| {
+                let (state, link, attached) = match &tunnel.state {
+                    State::Absent => (InterfaceState::Waiting, None, None),
+                    State::Failed(link) => (InterfaceState::Failed, Some(link), None),
+                    State::Tapped { link, attached, .. } => {
+                        (InterfaceState::Attached, Some(link), Some(attached))
+                    }
+                };
+                InterfaceStatus {
+                    name: link.map_or(&tunnel.name, |link| &link.name).clone(),
+                    index: link.map(|link| link.index),
+                    state,
+                    attach: attached.map(ToString::to_string),
+                    link_layer: link.map(|link| link_layer_name(link).to_owned()),
+                    mtu: link.map(|link| link.mtu),
+                }
+            })
+            .collect()
+    }
+
+    fn arrived(&mut self, link: Link) -> bool {
+        let Some(position) = self.position(|tunnel| tunnel.name == link.name) else {
+            return false;
+        };
+        if let State::Tapped { link: old, .. } = &self.tunnels[position].state {
+            if old.index == link.index {
+                return false;
+            }
+            info!(
+                interface = link.name,
+                "another interface has taken the name; leaving {}", old.name
+            );
+            untap(&self.kernel, old.index);
+        }
+        let name = link.name.clone();
+        match self.tap(position, link.clone()) {
+            Ok(()) => info!(interface = name, "the interface has appeared"),
+            Err(error) => {
+                warn!("{error:#}; trying again");
+                self.tunnels[position].state = State::Failed(link);
+            }
+        }
+        true
+    }
+
+    fn changed(&mut self, old: &Link, new: Link) -> bool {
+        let Some(position) = self.position(|tunnel| tunnel.index() == Some(old.index)) else {
+            return false;
+        };
+        if old.name != new.name {
+            info!(
+                interface = old.name,
+                "the interface is called {} from here on", new.name
+            );
+        }
+        let concerned = old.name != new.name || old.mtu != new.mtu || old.up != new.up;
+        match &mut self.tunnels[position].state {
+            State::Failed(link) | State::Tapped { link, .. } => *link = new,
+            State::Absent => {}
+        }
+        concerned
+    }
+
+    fn vanished(&mut self, gone: &Link) -> bool {
+        let Some(position) = self.position(|tunnel| tunnel.index() == Some(gone.index)) else {
+            return false;
+        };
+        untap(&self.kernel, gone.index);
+        let tunnel = &mut self.tunnels[position];
+        tunnel.state = State::Absent;
+        info!(
+            interface = gone.name,
+            "the interface has vanished; waiting for {}", tunnel.name
+        );
+        true
+    }
+
+    fn tap(&mut self, position: usize, link: Link) -> Result<()> {
+        let Link { name, index, .. } = &link;
+        let Some(layer) = link_layer(&link) else {
+            bail!(
+                "{name}: packets of this kind of interface cannot be told apart; only IP and Ethernet devices can be tapped"
+            );
+        };
+        if *index == self.reader {
+            bail!("{name} is the reader device; it cannot be a tunnel as well");
+        }
+        let lock = match self.config.share {
+            true => None,
+            false => Some(TapLock::acquire(*index).map_err(|error| match error {
+                net::LockError::Held { pid, .. } => {
+                    let holder = pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+                    anyhow!("{name}: another interceptor{holder} taps this interface; stop it, or pass --share to tap it twice")
+                }
+                error @ net::LockError::Socket { .. } => anyhow!(error).context(name.clone()),
+            })?),
+        };
+        let Some(kernel) = &self.kernel else {
+            bail!("{name}: the kernel half is not loaded");
+        };
+        let mut kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let attached = kernel.tap(name, *index, layer, self.config.attach)?;
+        if kernel.needs_attendance() {
+            kernel.attend()?;
+        }
+        info!(interface = name, index, "tapped by {attached}");
+        self.tunnels[position].state = State::Tapped {
+            link,
+            attached,
+            _lock: lock,
+        };
+        Ok(())
+    }
+
+    /// Tells the kernel where replies go.
+    fn update_return(&self) -> Result<()> {
+        let Some(kernel) = &self.kernel else {
+            return Ok(());
+        };
+        let mut links = self.tapped();
+        let way = match (links.next(), links.next()) {
+            (None, _) => ReturnWay::Direct,
+            (Some(only), None) if !self.direct && link_layer(only) == Some(LinkLayer::Ip) => {
+                ReturnWay::Tunnel(only.index)
+            }
+            _ => ReturnWay::Remembered {
+                otherwise: self
+                    .tapped()
+                    .find(|link| link_layer(link) == Some(LinkLayer::Ip))
+                    .map_or(0, |link| link.index),
+            },
+        };
+        kernel
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .return_by(way)
+    }
+
+    fn position(&self, matches: impl Fn(&Tunnel) -> bool) -> Option<usize> {
+        self.tunnels.iter().position(matches)
+    }
+}
+
+impl Tunnel {
+    fn index(&self) -> Option<u32> {
+        match &self.state {
+            State::Absent => None,
+            State::Failed(link) | State::Tapped { link, .. } => Some(link.index),
+        }
+    }
+}
+
+fn untap(kernel: &SharedKernel, index: u32) {
+    if let Some(kernel) = kernel {
+        let mut kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        kernel.untap(index);
+    }
+}
+
+fn link_layer(link: &Link) -> Option<LinkLayer> {
+    match link.link_layer {
+        net::LinkLayer::Ip => Some(LinkLayer::Ip),
+        net::LinkLayer::Ethernet { .. } => Some(LinkLayer::Ethernet),
+        net::LinkLayer::Other(_) => None,
+    }
+}
+
+fn link_layer_name(link: &Link) -> &'static str {
+    match link.link_layer {
+        net::LinkLayer::Ip => "ip",
+        net::LinkLayer::Ethernet { .. } => "ethernet",
+        net::LinkLayer::Other(_) => "other",
+    }
+}
