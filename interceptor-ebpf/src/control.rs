@@ -3,6 +3,10 @@
 use crate::filter::Filter;
 use crate::flow::Path;
 
+/// The mark of packets that were redirected to the reader device, whose egress may be tapped as well. Nothing after
+/// the reader device sees it.
+pub const REDIRECTED: u32 = u32::from_be_bytes(*b"icpt");
+
 /// What the programs read of the daemon's wishes.
 ///
 /// The daemon writes the whole of it at once, but only `bank` decides between two rulesets, and it changes by one
@@ -30,6 +34,10 @@ pub struct Control {
 
 impl Control {
     /// No rule, no mark, no reader.
+    #[expect(
+        clippy::large_stack_arrays,
+        reason = "lives in statics and on the heap"
+    )]
     pub const EMPTY: Self = Self {
         bank: 0,
         mark: 0,

@@ -36,6 +36,10 @@ pub struct Filter {
 
 impl Filter {
     /// A filter that lets nothing through to the rules.
+    #[expect(
+        clippy::large_stack_arrays,
+        reason = "lives in statics and on the heap"
+    )]
     pub const EMPTY: Self = Self {
         v4_mask: 0,
         padding: 0,
@@ -103,12 +107,9 @@ impl Filter {
     }
 }
 
-/// An IPv6 address as two words in memory order.
+/// An IPv6 address as two words that lie in memory as it does.
 #[inline(always)]
 pub const fn v6_words(octets: [u8; 16]) -> [u64; 2] {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
-    [
-        u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
-        u64::from_ne_bytes([i, j, k, l, m, n, o, p]),
-    ]
+    let number = u128::from_ne_bytes(octets).to_le();
+    [(number as u64).to_le(), ((number >> 64) as u64).to_le()]
 }

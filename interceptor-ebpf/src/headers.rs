@@ -36,14 +36,18 @@ impl Address {
     /// An IPv6 address.
     #[inline(always)]
     pub const fn v6(octets: [u8; 16]) -> Self {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
         Self([
-            u32::from_ne_bytes([a, b, c, d]),
-            u32::from_ne_bytes([e, f, g, h]),
-            u32::from_ne_bytes([i, j, k, l]),
-            u32::from_ne_bytes([m, n, o, p]),
+            word(octets, 0),
+            word(octets, 4),
+            word(octets, 8),
+            word(octets, 12),
         ])
     }
+}
+
+#[inline(always)]
+const fn word(octets: [u8; 16], at: usize) -> u32 {
+    u32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]])
 }
 
 /// What the headers of an unfragmented packet say.

@@ -4,6 +4,10 @@
 //! code that the kernel runs. No I/O, no allocation, no `unsafe`.
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![forbid(unsafe_code)]
+#![expect(
+    clippy::inline_always,
+    reason = "calls in the kernel cost a frame and lose what the verifier knows of their arguments"
+)]
 
 pub mod classify;
 pub mod control;

@@ -29,7 +29,7 @@ mod programs {
     use aya_ebpf::maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray};
     use aya_ebpf::programs::TcContext;
     use interceptor_ebpf::classify::{Match, Reason, Rules, classify};
-    use interceptor_ebpf::control::Control;
+    use interceptor_ebpf::control::{Control, REDIRECTED};
     use interceptor_ebpf::filter::Filter;
     use interceptor_ebpf::flow::{FlowKey, MAX_FLOWS, Path};
     use interceptor_ebpf::headers::{Address, Bytes, Headers};
@@ -182,6 +182,10 @@ mod programs {
             let skb = context.skb.skb;
             ((*skb).mark, (*skb).ifindex, (*skb).len)
         };
+        let reader = control!(reader);
+        if interface == reader && mark == REDIRECTED {
+            return Ok(TC_ACT_UNSPEC);
+        }
         let exempt = control!(mark);
         if exempt != 0 && mark == exempt {
             return Err(Reason::Bypass);
@@ -200,7 +204,6 @@ mod programs {
                 (*counter).bytes += u64::from(length) - LINK as u64;
             }
         }
-        let reader = control!(reader);
         if control!(remember) != 0 {
             let key = FlowKey::of_request(&packet, &headers);
             let path = path::<LINK>(&packet, if interface == reader { 0 } else { interface });
@@ -211,6 +214,7 @@ mod programs {
         if interface == reader {
             return Ok(TC_ACT_UNSPEC);
         }
+        context.skb.set_mark(REDIRECTED);
         // SAFETY: a helper that takes numbers.
         Ok(unsafe { bpf_redirect(reader, 0) } as i32)
     }

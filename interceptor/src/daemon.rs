@@ -21,7 +21,7 @@ pub use check::check;
 
 use crate::bypass::Bypass;
 use crate::config::Config;
-use crate::kernel::{ATTENDANCE, Kernel, LinkLayer};
+use crate::kernel::{ATTENDANCE, Kernel};
 use crate::net::{LinkWatch, RouteWatch};
 use crate::reader::tun::TunReader;
 use crate::{control, dns, netstack};
@@ -104,7 +104,7 @@ impl Daemon {
         let (present, links) = LinkWatch::start()
             .await
             .context("cannot follow the host's interfaces")?;
-        let mut taps = Taps::new(config, kernel.clone(), index);
+        let mut taps = Taps::new(config, kernel.clone(), &device, index);
         taps.start(&present)?;
         let routing = Routing::new(config, index, bypass.clone(), kernel.clone());
         let daemon = Self {
@@ -204,7 +204,6 @@ async fn review(
 fn load_kernel(config: &Config, device: &str, index: u32, bypass: &Bypass) -> Result<SharedKernel> {
     let loaded = Kernel::load(config.bpf_object.as_deref()).and_then(|mut kernel| {
         kernel.attach_return(device, index, config.attach)?;
-        kernel.tap(device, index, LinkLayer::Ip, config.attach)?;
         kernel.exempt(bypass.mark())?;
         Ok(kernel)
     });

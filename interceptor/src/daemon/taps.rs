@@ -16,8 +16,8 @@ pub(super) struct Taps {
     kernel: SharedKernel,
     config: Config,
     tunnels: Vec<Tunnel>,
-    /// The reader device's index.
-    reader: u32,
+    /// The reader device's name and index.
+    reader: (String, u32),
     /// Whether virtual addresses are routed to the reader device as well.
     direct: bool,
 }
@@ -43,7 +43,7 @@ enum State {
 
 impl Taps {
     /// The tunnels of `config`, none of them tapped yet.
-    pub(super) fn new(config: &Config, kernel: SharedKernel, reader: u32) -> Self {
+    pub(super) fn new(config: &Config, kernel: SharedKernel, device: &str, index: u32) -> Self {
         let tunnels = config.interfaces.iter().map(|name| Tunnel {
             name: name.clone(),
             state: State::Absent,
@@ -52,7 +52,7 @@ impl Taps {
             kernel,
             tunnels: tunnels.collect(),
             config: config.clone(),
-            reader,
+            reader: (device.to_owned(), index),
             direct: false,
         }
     }
@@ -224,7 +224,7 @@ impl Taps {
                 "{name}: packets of this kind of interface cannot be told apart; only IP and Ethernet devices can be tapped"
             );
         };
-        if *index == self.reader {
+        if *index == self.reader.1 {
             bail!("{name} is the reader device; it cannot be a tunnel as well");
         }
         let lock = match self.config.share {
@@ -272,10 +272,15 @@ impl Taps {
                     .map_or(0, |link| link.index),
             },
         };
-        kernel
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .return_by(way)
+        let mut kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let (device, index) = &self.reader;
+        // What comes by a route is counted, and told from what tunnels brought, on the reader device itself.
+        if matches!(way, ReturnWay::Tunnel(_)) {
+            kernel.untap(*index);
+        } else if !kernel.is_tapped(*index) {
+            kernel.tap(device, *index, LinkLayer::Ip, self.config.attach)?;
+        }
+        kernel.return_by(way)
     }
 
     fn position(&self, matches: impl Fn(&Tunnel) -> bool) -> Option<usize> {

@@ -326,7 +326,7 @@ mod tests {
         query[version] = 1;
         let reply = refused(&query);
         let edns = reply.edns.as_ref().unwrap();
-        assert_eq!(reply.metadata.response_code, ResponseCode::BADVERS);
+        assert_eq!(u16::from(reply.metadata.response_code), Rcode::BADVERS.0);
         assert_eq!(edns.version(), 0);
         assert_eq!(edns.max_payload(), MAX_UDP_PAYLOAD);
     }

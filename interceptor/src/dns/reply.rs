@@ -201,8 +201,13 @@ mod tests {
         let right = testing::reply_of(&query, 1);
         let parse = |octets: &[u8]| Reply::parse(octets, id, &request).unwrap_err();
 
-        let wrong_name = testing::reply_of(&testing::query("wrong.example.", "A"), 1);
-        let wrong_type = testing::reply_of(&testing::query("right.example.", "AAAA"), 0);
+        let about = |name, qtype| {
+            let mut reply = testing::reply_of(&testing::query(name, qtype), 0);
+            reply[..2].copy_from_slice(&query[..2]);
+            reply
+        };
+        let wrong_name = about("wrong.example.", "A");
+        let wrong_type = about("right.example.", "AAAA");
         let longer = [right.as_slice(), &[0]].concat();
         assert_eq!(Reply::parse(&right, id ^ 1, &request), Err(Unusable::Id));
         assert_eq!(parse(&query), Unusable::NoReply);

@@ -1,12 +1,11 @@
 //! Messages and scripted far ends for tests; hickory-proto makes and reads the messages.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
-use hickory_proto::rr::rdata::A;
-use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::rr::{Name, RecordType};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -51,15 +50,23 @@ pub(super) fn arbitrary_query(
 
 /// A reply to `query` with `answers` A records, and OPT when the query has it.
 pub(super) fn reply_of(query: &[u8], answers: usize) -> Vec<u8> {
-    let query = Message::from_vec(query).unwrap();
-    let mut reply = query.clone().into_response();
+    let mut reply = Message::from_vec(query).unwrap().into_response();
     reply.metadata.recursion_available = true;
-    for number in 0..answers {
-        let address = A(Ipv4Addr::from(0x0a00_0000 + number as u32));
-        let name = query.queries[0].name().clone();
-        reply.add_answer(Record::from_rdata(name, TTL, RData::A(address)));
+    let edns = reply.edns.take();
+    let mut octets = reply.to_vec().unwrap();
+    let question_end = octets.len();
+    reply.edns = edns;
+    let whole = reply.to_vec().unwrap();
+    octets[10..12].copy_from_slice(&whole[10..12]);
+    octets[6..8].copy_from_slice(&(answers as u16).to_be_bytes());
+    for number in 0..answers as u32 {
+        octets.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1]);
+        octets.extend_from_slice(&TTL.to_be_bytes());
+        octets.extend_from_slice(&[0, 4]);
+        octets.extend_from_slice(&(0x0a00_0000 + number).to_be_bytes());
     }
-    reply.to_vec().unwrap()
+    octets.extend_from_slice(&whole[question_end..]);
+    octets
 }
 
 /// The next message on a stream; `None` at its end.
@@ -112,6 +119,7 @@ impl ReplySink for ChannelSink {
 fn query_message(name: &str, qtype: &str) -> Message {
     let qtype = match qtype.strip_prefix("TYPE") {
         Some(number) => RecordType::from(number.parse::<u16>().unwrap()),
+        None if qtype == "IXFR" => RecordType::IXFR,
         None => RecordType::from_str(qtype).unwrap(),
     };
     let mut message = Message::query();

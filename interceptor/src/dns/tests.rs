@@ -87,7 +87,7 @@ async fn ids_and_ports_are_fresh_for_every_query() {
 #[tokio::test]
 async fn a_silent_upstream_is_followed_by_the_next() {
     let (silent, next) = (FakeUpstream::bind().await, FakeUpstream::bind().await);
-    let server = server(&[silent.url(), next.url()]);
+    let server = hasty_server(&[silent.url(), next.url()]);
     let (reply, ()) = tokio::join!(
         ask(&server, query("next.example.", "A")),
         next.answer_once(1)
@@ -101,7 +101,7 @@ async fn a_silent_upstream_is_followed_by_the_next() {
 #[tokio::test]
 async fn a_late_answer_counts_while_the_next_upstream_is_asked() {
     let (late, silent) = (FakeUpstream::bind().await, FakeUpstream::bind().await);
-    let server = server(&[late.url(), silent.url()]);
+    let server = hasty_server(&[late.url(), silent.url()]);
     let script = async {
         let (asked, client) = late.receive().await;
         silent.receive().await;
@@ -156,20 +156,20 @@ async fn a_name_that_does_not_exist_is_an_answer_and_nobody_else_is_asked() {
 #[tokio::test]
 async fn a_closed_port_is_followed_by_the_next_upstream() {
     let next = FakeUpstream::bind().await;
-    let server = server(&[closed_port().await, next.url()]);
+    let server = server(&[closed_port(), next.url()]);
     let (reply, ()) = tokio::join!(
         ask(&server, query("closed.example.", "A")),
         next.answer_once(1)
     );
     assert_eq!(parse(&reply).answers.len(), 1);
     let counters = server.counters();
-    assert_eq!(counters.upstreams[0].errors, 1);
+    assert!(counters.upstreams[0].errors >= 1);
     assert!(counters.upstreams[0].last_error.is_some());
 }
 
 #[tokio::test]
 async fn closed_ports_everywhere_are_servfail_with_a_network_error() {
-    let server = server(&[closed_port().await, closed_port().await]);
+    let server = server(&[closed_port(), closed_port()]);
     let reply = ask(&server, edns_query("closed.example.", "A", 1232)).await;
     assert_eq!(parse(&reply).metadata.response_code, ResponseCode::ServFail);
     assert_eq!(extended_error(&reply), Some(23));
@@ -194,7 +194,7 @@ async fn without_upstreams_every_query_is_servfail() {
 
 #[tokio::test]
 async fn a_client_without_opt_gets_servfail_without_opt() {
-    let server = server(&[closed_port().await]);
+    let server = server(&[closed_port()]);
     let reply = ask(&server, query("plain.example.", "A")).await;
     let message = parse(&reply);
     assert_eq!(message.metadata.response_code, ResponseCode::ServFail);
@@ -233,6 +233,18 @@ async fn a_truncated_reply_is_passed_on_to_a_udp_client_where_tcp_fails() {
     };
     let (reply, ()) = tokio::join!(ask(&server, query("tc.example.", "A")), script);
     assert!(parse(&reply).metadata.truncation);
+}
+
+#[tokio::test]
+async fn a_truncated_reply_does_not_wait_long_for_tcp_that_hangs() {
+    let upstream = FakeUpstream::bind().await;
+    let server = hasty_server(&[upstream.url()]);
+    let (reply, ()) = tokio::join!(
+        ask(&server, query("tc.example.", "A")),
+        upstream.truncate_once()
+    );
+    assert!(parse(&reply).metadata.truncation);
+    assert_eq!(server.counters().upstreams[0].sent, 2);
 }
 
 #[tokio::test]
@@ -328,7 +340,7 @@ async fn any_and_unknown_types_are_forwarded() {
 
 #[tokio::test]
 async fn zone_transfers_are_refused_and_not_forwarded() {
-    let server = server(&[closed_port().await]);
+    let server = server(&[closed_port()]);
     for qtype in ["AXFR", "IXFR"] {
         let reply = ask(&server, edns_query("zone.example.", qtype, 1232)).await;
         assert_eq!(parse(&reply).metadata.response_code, ResponseCode::Refused);
@@ -339,7 +351,7 @@ async fn zone_transfers_are_refused_and_not_forwarded() {
 
 #[tokio::test]
 async fn other_opcodes_are_answered_and_responses_ignored() {
-    let server = server(&[closed_port().await]);
+    let server = server(&[closed_port()]);
     let mut notify = query("notify.example.", "SOA");
     notify[2] |= 4 << 3;
     let reply = parse(&ask(&server, &notify).await);
@@ -423,6 +435,25 @@ async fn more_queries_than_fit_in_flight_are_all_answered() {
 }
 
 #[tokio::test]
+async fn a_client_that_does_not_read_its_replies_is_no_longer_listened_to() {
+    let upstream = FakeUpstream::bind().await;
+    let server = server(&[UpstreamUrl::Tcp(upstream.address())]);
+    tokio::spawn(async move { upstream.serve_tcp(1000).await });
+    let mut client = connect(&server);
+    let question = query("deaf.example.", "A");
+    let mut sent = 0;
+    let stall = Duration::from_millis(500);
+    while timeout(stall, write_framed(&mut client, &question))
+        .await
+        .is_ok()
+    {
+        sent += 1;
+        assert!(sent < 2000);
+    }
+    assert!(server.counters().replies["NOERROR"] < 10);
+}
+
+#[tokio::test]
 async fn a_client_that_stops_sending_still_gets_its_replies() {
     let upstream = FakeUpstream::bind().await;
     let server = server(&[upstream.url()]);
@@ -453,7 +484,7 @@ async fn a_malformed_query_on_a_connection_gets_formerr_and_the_next_is_answered
 
 #[tokio::test]
 async fn a_message_without_header_closes_the_connection() {
-    let server = server(&[closed_port().await]);
+    let server = server(&[closed_port()]);
     for message in [&[][..], b"short"] {
         let mut client = connect(&server);
         write_framed(&mut client, message).await;
@@ -466,7 +497,7 @@ async fn an_idle_connection_is_closed_even_while_single_octets_trickle_in() {
     let server = Server::new(
         DnsConfig {
             tcp_idle_timeout: Duration::from_millis(100),
-            ..config(&[closed_port().await])
+            ..config(&[closed_port()])
         },
         Bypass::new(0, None),
     );
@@ -636,9 +667,19 @@ fn server(upstreams: &[UpstreamUrl]) -> Arc<Server> {
     Server::new(config(upstreams), Bypass::new(0, None))
 }
 
+/// A server that soon asks the next upstream, for tests in which that is what happens.
+fn hasty_server(upstreams: &[UpstreamUrl]) -> Arc<Server> {
+    let config = DnsConfig {
+        attempt_timeout: Duration::from_millis(50),
+        ..config(upstreams)
+    };
+    Server::new(config, Bypass::new(0, None))
+}
+
 /// A server that gives up soon, for tests in which giving up is what happens.
 fn impatient_server(upstreams: &[UpstreamUrl]) -> Arc<Server> {
     let config = DnsConfig {
+        attempt_timeout: Duration::from_millis(100),
         deadline: Duration::from_millis(400),
         ..config(upstreams)
     };
@@ -648,17 +689,16 @@ fn impatient_server(upstreams: &[UpstreamUrl]) -> Arc<Server> {
 fn config(upstreams: &[UpstreamUrl]) -> DnsConfig {
     DnsConfig {
         upstreams: upstreams.to_vec(),
-        attempt_timeout: Duration::from_millis(100),
+        attempt_timeout: PATIENCE,
         rounds: 2,
-        deadline: PATIENCE,
+        deadline: PATIENCE / 2,
         ..DnsConfig::default()
     }
 }
 
-/// An address at which nobody answers.
-async fn closed_port() -> UpstreamUrl {
-    let upstream = FakeUpstream::bind().await;
-    upstream.url()
+/// An address at which nobody listens; port 1 is never handed out to anybody else's test.
+fn closed_port() -> UpstreamUrl {
+    UpstreamUrl::Udp(SocketAddr::from(([127, 0, 0, 1], 1)))
 }
 
 async fn ask(server: &Server, question: impl AsRef<[u8]>) -> Vec<u8> {

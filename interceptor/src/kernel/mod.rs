@@ -167,6 +167,11 @@ impl Kernel {
         }
     }
 
+    /// Whether the interface is tapped.
+    pub fn is_tapped(&self, index: u32) -> bool {
+        self.taps.contains_key(&index)
+    }
+
     /// Whether some program would outlive the daemon, and so must be told regularly that it is there.
     pub fn needs_attendance(&self) -> bool {
         self.taps

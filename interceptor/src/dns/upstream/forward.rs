@@ -64,6 +64,7 @@ impl Forwarder {
             plan: Plan::new(self.upstreams.len(), self.rounds),
             fallback: None,
             give_up: arrived + self.budget,
+            retries: 0,
         };
         let mut attempts = FuturesUnordered::new();
         let mut alarm = pin!(sleep_until(race.give_up));
@@ -79,7 +80,7 @@ impl Forwarder {
                         let due = Instant::now() + self.attempt_timeout;
                         alarm.as_mut().reset(race.give_up.min(due));
                     }
-                    None if attempts.is_empty() => break,
+                    None if attempts.is_empty() || race.is_over() => break,
                     None => alarm.as_mut().reset(race.give_up),
                 }
             }
@@ -87,7 +88,9 @@ impl Forwarder {
                 biased;
                 Some(attempt) = attempts.next() => match attempt.outcome {
                     Ok(reply) if reply.is_truncated() && attempt.transport == Transport::Udp => {
+                        race.plan.answered(attempt.index);
                         race.keep(reply);
+                        race.retries += 1;
                         let over_tcp = Some(Transport::Tcp);
                         attempts.push(self.attempt(attempt.index, request, over_tcp));
                         if transport == Transport::Udp {
@@ -97,12 +100,14 @@ impl Forwarder {
                         }
                     }
                     Ok(reply) if is_good(&reply) => return Ok(reply),
-                    Ok(reply) => {
-                        race.plan.answered(attempt.index);
-                        race.keep(reply);
+                    outcome => {
+                        race.retries -= usize::from(attempt.is_retry);
+                        if let Ok(reply) = outcome {
+                            race.plan.answered(attempt.index);
+                            race.keep(reply);
+                        }
                         ask_next = true;
                     }
-                    Err(_) => ask_next = true,
                 },
                 () = &mut alarm => {
                     if let Some(upstream) = latest.take().and_then(|index| self.upstreams.get(index)) {
@@ -126,7 +131,7 @@ impl Forwarder {
         self.upstreams.iter().map(Upstream::counters).collect()
     }
 
-    /// One exchange with the upstream at `index`, over its own transport where none is given.
+    /// One exchange with the upstream at `index`, over its own transport or once more over `transport`.
     async fn attempt(
         &self,
         index: usize,
@@ -134,10 +139,12 @@ impl Forwarder {
         transport: Option<Transport>,
     ) -> Attempt {
         let upstream = &self.upstreams[index];
+        let is_retry = transport.is_some();
         let transport = transport.unwrap_or_else(|| upstream.transport());
         Attempt {
             index,
             transport,
+            is_retry,
             outcome: upstream.exchange(request, transport).await,
         }
     }
@@ -147,6 +154,7 @@ impl Forwarder {
 struct Attempt {
     index: usize,
     transport: Transport,
+    is_retry: bool,
     outcome: std::io::Result<Reply>,
 }
 
@@ -155,9 +163,16 @@ struct Race {
     plan: Plan,
     fallback: Option<Reply>,
     give_up: Instant,
+    /// Truncated replies that are being asked for again over TCP.
+    retries: usize,
 }
 
 impl Race {
+    /// Whether every upstream has said what it has to say.
+    fn is_over(&self) -> bool {
+        self.retries == 0 && self.plan.answered.len() == self.plan.upstreams
+    }
+
     /// Keeps `reply` for when nothing better comes.
     fn keep(&mut self, reply: Reply) {
         let is_better = self

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tracing::trace;
 
@@ -25,7 +26,10 @@ pub(super) async fn exchange(
     let id = rand::random();
     socket.send(&request.with_id(id)).await?;
     loop {
-        socket.readable().await?;
+        let ready = socket.ready(Interest::READABLE | Interest::ERROR).await?;
+        if ready.is_error() {
+            return Err(pending_error(&socket));
+        }
         match receive(&socket, id, request) {
             Ok(Ok(reply)) => return Ok(reply),
             Ok(Err(reason)) => {
@@ -35,6 +39,14 @@ pub(super) async fn exchange(
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// What an ICMP error did to the socket; tokio reports it as readiness, not as the outcome of a read.
+fn pending_error(socket: &UdpSocket) -> io::Error {
+    match socket.take_error() {
+        Ok(Some(error)) | Err(error) => error,
+        Ok(None) => io::ErrorKind::ConnectionRefused.into(),
     }
 }
 
