@@ -32,7 +32,7 @@ pub(crate) fn run(filter: Option<&str>) -> anyhow::Result<()> {
     let wanted = |target: &&str| filter.is_none_or(|filter| target.contains(filter));
     for target in targets.lines().filter(wanted) {
         let mut fuzz = cargo_fuzz("run");
-        fuzz.arg("--target-dir")
+        fuzz.args(["--codegen-units", "16", "--target-dir"])
             .arg(&folder)
             .arg(target)
             .arg("--")
