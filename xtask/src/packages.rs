@@ -28,8 +28,12 @@ pub(crate) fn ensure(packages: &[&str], purpose: &str) -> anyhow::Result<()> {
         command::run(apt_get("update").arg("--quiet"))?;
     }
     let services = masked_services(&missing)?;
-    let installed = command::run(apt_get("install").args(&missing))
-        .with_context(|| format!("cannot install what {purpose} needs"));
+    let installed = command::run(apt_get("install").args(&missing)).with_context(|| {
+        format!(
+            "cannot install {}, which {purpose} needs",
+            missing.join(" ")
+        )
+    });
     release_services(&services)?;
     installed
 }
