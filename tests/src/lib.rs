@@ -1,1 +1,38 @@
-//! The lab.
+//! The lab: namespaces, tunnels, resolvers, captures and load, out of which end-to-end tests and the demo are built.
+//!
+//! Everything a lab makes lives in network namespaces of its own and goes when the values that stand for it are
+//! dropped; what a killed process left behind is swept by the next one.
+
+mod capture;
+mod daemon;
+pub mod dns;
+mod link;
+mod load;
+mod namespace;
+mod process;
+mod responder;
+mod restrict;
+mod scratch;
+mod snapshot;
+mod topology;
+mod unbound;
+mod wait;
+mod wireguard;
+
+pub use capture::{Capture, Packet};
+pub use daemon::{Daemon, RuleState, binary, interceptor, rule_list};
+pub use link::{VethEnd, veth};
+pub use load::{Load, Report};
+pub use namespace::{Namespace, remove_all, require_root};
+pub use process::{Exit, Process, finish};
+pub use responder::Responder;
+pub use restrict::{unprivileged, without_bpf};
+pub use scratch::Scratch;
+pub use snapshot::Snapshot;
+pub use topology::{
+    CLIENT_V4, FAR_V4, Lab, PEER_V4, PEER_V6, RESOLVER_V4, RESOLVER_V6, Routing, VIRTUAL_V4,
+    VIRTUAL_V6, ZONE,
+};
+pub use unbound::{HOST_NAMES, Unbound, host_address};
+pub use wait::{PATIENCE, until};
+pub use wireguard::{Tunnel, TunnelPlan};

@@ -1,0 +1,281 @@
+//! The daemon under test: started, asked, stopped.
+
+use std::env;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::namespace::Namespace;
+use crate::process::{Exit, Process, finish, output_of};
+use crate::scratch::Scratch;
+use crate::wait::until;
+
+/// A running interceptor; killed when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    process: Process,
+    control: PathBuf,
+    notify: UnixDatagram,
+    _scratch: Scratch,
+}
+
+/// One rule as `status` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleState {
+    /// Its id, as `rule remove` takes it.
+    pub id: u64,
+    /// Destination: an address, a prefix or `any`.
+    pub destination: String,
+    /// Packets it has matched.
+    pub packets: u64,
+}
+
+impl Daemon {
+    /// Starts `interceptor run` with `arguments` in `namespace` and waits until it says that it is ready.
+    pub fn start(namespace: &Arc<Namespace>, arguments: &[&str]) -> Result<Self> {
+        let mut daemon = Self::launch(namespace, arguments)?;
+        daemon.wait_ready()?;
+        Ok(daemon)
+    }
+
+    /// Starts it without waiting.
+    pub fn launch(namespace: &Arc<Namespace>, arguments: &[&str]) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let control = scratch.path("control.sock");
+        let notify_path = scratch.path("notify.sock");
+        let notify = UnixDatagram::bind(&notify_path).context("cannot make a notify socket")?;
+        notify.set_read_timeout(Some(Duration::from_millis(20)))?;
+        let mut command = namespace.command(binary()?);
+        command
+            .args(["run", "--control"])
+            .arg(&control)
+            .args(["--log", "debug"])
+            .args(arguments)
+            .env("NOTIFY_SOCKET", &notify_path);
+        let process = Process::spawn("interceptor", command)?;
+        Ok(Self {
+            process,
+            control,
+            notify,
+            _scratch: scratch,
+        })
+    }
+
+    /// Waits until the daemon says that it is ready (`READY=1`, sd_notify(3)).
+    pub fn wait_ready(&mut self) -> Result<()> {
+        self.wait_notification("READY=1")
+    }
+
+    /// Waits until a notification with the line `state` arrives.
+    pub fn wait_notification(&mut self, state: &str) -> Result<()> {
+        let mut buffer = [0; 4096];
+        let mut texts = Vec::new();
+        until(&format!("the daemon notifies {state}"), || {
+            if self.process.has_ended() {
+                return Some(Err(anyhow!(
+                    "interceptor ended instead of saying {state}:\n{}",
+                    self.process.log()
+                )));
+            }
+            let length = self.notify.recv(&mut buffer).ok()?;
+            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            let found = text.lines().any(|line| line == state);
+            texts.push(text);
+            found.then_some(Ok(()))
+        })
+        .with_context(|| format!("it notified {texts:?} and logged:\n{}", self.process.log()))?
+    }
+
+    /// Asks it to stop by SIGTERM and gives its exit code.
+    pub fn stop(&mut self) -> Result<i32> {
+        self.stop_by(Signal::SIGTERM)
+    }
+
+    /// Asks it to stop by `signal` and gives its exit code.
+    pub fn stop_by(&mut self, signal: Signal) -> Result<i32> {
+        let status = self.process.end(signal)?;
+        status
+            .code()
+            .with_context(|| format!("interceptor {status}"))
+    }
+
+    /// Kills it: SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.end(Signal::SIGKILL)?;
+        Ok(())
+    }
+
+    /// Runs a client command against it, such as `["rule", "list"]`, and gives its output.
+    pub fn ask(&self, arguments: &[&str]) -> Result<String> {
+        output_of(self.client(arguments)?)
+    }
+
+    /// Runs a client command against it that may fail.
+    pub fn try_ask(&self, arguments: &[&str]) -> Result<Exit> {
+        finish(self.client(arguments)?)
+    }
+
+    /// Its status.
+    pub fn status(&self) -> Result<Value> {
+        serde_json::from_str(&self.ask(&["status", "--json"])?).context("status is not JSON")
+    }
+
+    /// Waits until its status is as `expected` says.
+    pub fn wait_status(&self, what: &str, expected: impl Fn(&Value) -> bool) -> Result<Value> {
+        let mut last = Value::Null;
+        until(what, || {
+            let status = self.status().ok()?;
+            let found = expected(&status);
+            last = status.clone();
+            found.then_some(status)
+        })
+        .with_context(|| format!("the last status was {last:#}\nlog:\n{}", self.log()))
+    }
+
+    /// Waits until it has attached to `interface`.
+    pub fn wait_attached(&self, interface: &str) -> Result<Value> {
+        self.wait_status(&format!("{interface} is attached"), |status| {
+            interface_state(status, interface).is_some_and(|state| state == "attached")
+        })
+    }
+
+    /// The state of `interface`, such as `attached` or `waiting`.
+    pub fn interface_state(&self, interface: &str) -> Result<String> {
+        let status = self.status()?;
+        interface_state(&status, interface)
+            .with_context(|| format!("no interface {interface} in {status:#}"))
+    }
+
+    /// Its rules.
+    pub fn rules(&self) -> Result<Vec<RuleState>> {
+        rule_list(&serde_json::from_str(
+            &self.ask(&["rule", "list", "--json"])?,
+        )?)
+    }
+
+    /// Packets matched by the rules for `destination`.
+    pub fn matched(&self, destination: &str) -> Result<u64> {
+        Ok(self
+            .rules()?
+            .iter()
+            .filter(|rule| rule.destination == destination)
+            .map(|rule| rule.packets)
+            .sum())
+    }
+
+    /// Adds a rule by the command line and gives its id.
+    pub fn rule_add(&self, arguments: &[&str]) -> Result<u64> {
+        let before = self.rules()?;
+        let mut line = vec!["rule", "add"];
+        line.extend(arguments);
+        self.ask(&line)?;
+        self.rules()?
+            .into_iter()
+            .find(|rule| before.iter().all(|known| known.id != rule.id))
+            .map(|rule| rule.id)
+            .context("`rule add` added no rule")
+    }
+
+    /// Removes a rule by the command line.
+    pub fn rule_remove(&self, id: u64) -> Result<()> {
+        self.ask(&["rule", "remove", &id.to_string()])?;
+        Ok(())
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Waits until its log has `text`.
+    pub fn wait_log(&mut self, text: &str) -> Result<()> {
+        self.process.wait_for_line(text)
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Path of its control socket.
+    pub fn control(&self) -> &Path {
+        &self.control
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.has_ended()
+    }
+
+    fn client(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new(binary()?);
+        command.args(arguments).arg("--control").arg(&self.control);
+        Ok(command)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // The harness shows this for tests that fail, and for those only.
+        eprintln!("--- log of interceptor {} ---\n{}", self.pid(), self.log());
+    }
+}
+
+/// Runs `interceptor` with `arguments` in `namespace`, a control socket of its own included where it is `run`, to its end.
+pub fn interceptor(namespace: &Namespace, arguments: &[&str]) -> Result<Exit> {
+    let scratch = Scratch::new()?;
+    let mut command = namespace.command(binary()?);
+    command.args(arguments);
+    if matches!(arguments.first(), Some(&"run")) && !arguments.contains(&"--control") {
+        command.arg("--control").arg(scratch.path("control.sock"));
+    }
+    finish(command)
+}
+
+/// The daemon's binary: `INTERCEPTOR_BIN`, or what `cargo build` made of this checkout.
+pub fn binary() -> Result<PathBuf> {
+    let path = env::var_os("INTERCEPTOR_BIN").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug/interceptor"),
+        PathBuf::from,
+    );
+    path.canonicalize().with_context(|| {
+        format!(
+            "no daemon at {}: run `cargo build -p interceptor`, or name one in INTERCEPTOR_BIN",
+            path.display()
+        )
+    })
+}
+
+/// Reads the rules of `rule list --json`, or those within a status.
+pub fn rule_list(json: &Value) -> Result<Vec<RuleState>> {
+    let Some(rules) = json.as_array().or_else(|| json["rules"].as_array()) else {
+        bail!("no rules in {json:#}");
+    };
+    rules
+        .iter()
+        .map(|rule| {
+            Ok(RuleState {
+                id: rule["id"].as_u64().context("a rule without id")?,
+                destination: rule["destination"]
+                    .as_str()
+                    .context("a rule without destination")?
+                    .to_owned(),
+                packets: rule["packets"].as_u64().context("a rule without packets")?,
+            })
+        })
+        .collect()
+}
+
+fn interface_state(status: &Value, interface: &str) -> Option<String> {
+    let interfaces = status["interfaces"].as_array()?;
+    let found = interfaces
+        .iter()
+        .find(|candidate| candidate["name"] == interface)?;
+    Some(found["state"].as_str()?.to_owned())
+}

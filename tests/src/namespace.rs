@@ -1,0 +1,246 @@
+//! Network namespaces with unique names, removed when dropped.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket};
+use std::path::Path;
+use std::process::{self, Command};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, Once, PoisonError};
+use std::thread;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+
+use crate::process::output_of;
+use crate::scratch;
+use crate::wait::until;
+
+/// A network namespace of this process's own.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+    handle: File,
+}
+
+impl Namespace {
+    /// A fresh namespace, its loopback up; `role` is the last part of its name.
+    pub fn new(role: &str) -> Result<Self> {
+        static SWEPT: Once = Once::new();
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+
+        require_root()?;
+        SWEPT.call_once(sweep);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{PREFIX}{}-{number}-{role}", process::id());
+        add(&name)?;
+        let path = Path::new(DIRECTORY).join(&name);
+        let handle = match File::open(&path) {
+            Ok(handle) => handle,
+            Err(error) => {
+                remove(&name);
+                return Err(error).with_context(|| format!("cannot open {}", path.display()));
+            }
+        };
+        let namespace = Self { name, handle };
+        namespace.run("ip link set lo up")?;
+        // Without duplicate address detection, addresses are usable at once.
+        namespace.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
+        namespace.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
+        Ok(namespace)
+    }
+
+    /// Its name, as `ip netns` shows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A command that runs `program` inside; the child's process id is that of `program`.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name]).arg(program);
+        command
+    }
+
+    /// Runs a command line, split at white space, inside and gives its output.
+    pub fn run(&self, line: &str) -> Result<String> {
+        output_of(self.line(line)?)
+    }
+
+    /// A command line, split at white space, that runs inside.
+    pub fn line(&self, line: &str) -> Result<Command> {
+        let mut words = line.split_whitespace();
+        let program = words.next().context("an empty command line")?;
+        let mut command = self.command(program);
+        command.args(words);
+        Ok(command)
+    }
+
+    /// Runs `work` on a thread inside; sockets it makes belong to the namespace wherever they are used.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    setns(&self.handle, CloneFlags::CLONE_NEWNET)
+                        .with_context(|| format!("cannot enter namespace {}", self.name))?;
+                    Ok(work())
+                })
+                .join()
+                .map_err(|_| anyhow!("the work in namespace {} panicked", self.name))?
+        })
+    }
+
+    /// Sets a sysctl, given as a path below /proc/sys.
+    pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
+        self.enter(|| fs::write(Path::new("/proc/sys").join(key), value))?
+            .with_context(|| format!("cannot set {key} to {value}"))
+    }
+
+    /// Sets `rp_filter` of every interface there is and will be.
+    pub fn reverse_path_filter(&self, value: &str) -> Result<()> {
+        let names = self.enter(|| -> Result<Vec<_>> {
+            Ok(fs::read_dir("/proc/sys/net/ipv4/conf")?
+                .flatten()
+                .filter_map(|entry| entry.file_name().into_string().ok())
+                .collect())
+        })??;
+        for name in names {
+            self.sysctl(&format!("net/ipv4/conf/{name}/rp_filter"), value)?;
+        }
+        Ok(())
+    }
+
+    /// A UDP socket inside, bound to `local`.
+    pub fn udp(&self, local: SocketAddr) -> Result<UdpSocket> {
+        self.enter(|| UdpSocket::bind(local))?
+            .with_context(|| format!("cannot bind UDP {local} in {}", self.name))
+    }
+
+    /// A TCP listener inside, at `local`.
+    pub fn listen(&self, local: SocketAddr) -> Result<TcpListener> {
+        self.enter(|| TcpListener::bind(local))?
+            .with_context(|| format!("cannot listen on TCP {local} in {}", self.name))
+    }
+
+    /// A TCP connection from inside to `remote`.
+    pub fn connect(&self, remote: SocketAddr) -> Result<TcpStream> {
+        self.enter(|| TcpStream::connect(remote))?
+            .with_context(|| format!("cannot connect to TCP {remote} from {}", self.name))
+    }
+
+    /// A UDP socket inside, connected to `remote`.
+    pub fn udp_to(&self, remote: SocketAddr) -> Result<UdpSocket> {
+        let any = if remote.is_ipv4() {
+            "0.0.0.0:0"
+        } else {
+            "[::]:0"
+        };
+        let local = any
+            .to_socket_addrs()?
+            .next()
+            .context("an unspecified address")?;
+        let socket = self.udp(local)?;
+        self.enter(|| socket.connect(remote))??;
+        Ok(socket)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        remove(&self.name);
+    }
+}
+
+/// An error that says so when this process is not root.
+pub fn require_root() -> Result<()> {
+    if !geteuid().is_root() {
+        bail!(
+            "the lab makes network namespaces and needs root: run it with sudo, or `cargo xtask test`"
+        );
+    }
+    Ok(())
+}
+
+/// Removes every namespace of this process with all that runs in it, as when the process is interrupted.
+pub fn remove_all() {
+    for name in list().filter(|name| creator(name) == Some(process::id())) {
+        remove(&name);
+    }
+    scratch::sweep(|pid| pid == process::id());
+}
+
+fn sweep() {
+    let gone = |pid: u32| !Path::new(&format!("/proc/{pid}")).exists();
+    for name in list().filter(|name| creator(name).is_some_and(gone)) {
+        remove(&name);
+    }
+    scratch::sweep(gone);
+}
+
+fn list() -> impl Iterator<Item = String> {
+    fs::read_dir(DIRECTORY)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+}
+
+fn creator(name: &str) -> Option<u32> {
+    let rest = name.strip_prefix(PREFIX)?;
+    rest.split('-').next()?.parse().ok()
+}
+
+fn add(name: &str) -> Result<()> {
+    // The first `ip netns add` of a machine changes how its directory is mounted, which must not happen twice at once.
+    static ADDING: Mutex<()> = Mutex::new(());
+    let _guard = ADDING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut command = Command::new("ip");
+    command.args(["netns", "add", name]);
+    output_of(command)?;
+    Ok(())
+}
+
+/// Ends what runs in namespace `name` and removes it; nothing can be done about failures, and the next sweep tries again.
+fn remove(name: &str) {
+    let mut killed = BTreeSet::new();
+    let _ = until("the namespace's processes are gone", || {
+        let alive: Vec<u32> = occupants(name)
+            .into_iter()
+            .filter(|pid| !is_zombie(*pid))
+            .collect();
+        for pid in &alive {
+            if killed.insert(*pid) {
+                let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+            }
+        }
+        alive.is_empty().then_some(())
+    });
+    let _ = Command::new("ip").args(["netns", "del", name]).output();
+}
+
+fn occupants(name: &str) -> Vec<u32> {
+    let mut command = Command::new("ip");
+    command.args(["netns", "pids", name]);
+    let Ok(pids) = output_of(command) else {
+        return Vec::new();
+    };
+    pids.split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .filter(|pid| *pid != process::id())
+        .collect()
+}
+
+fn is_zombie(pid: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return true;
+    };
+    // The state follows the command, which stands in parentheses and may contain anything.
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
+}
+
+const PREFIX: &str = "icept-";
+const DIRECTORY: &str = "/run/netns";

@@ -1,0 +1,211 @@
+//! Real WireGuard tunnels between two namespaces, by wireguard-go.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context as _, Result};
+
+use crate::namespace::Namespace;
+use crate::process::Process;
+use crate::scratch::Scratch;
+use crate::wait::until;
+
+/// What a tunnel connects, and how.
+#[derive(Clone, Debug)]
+pub struct TunnelPlan {
+    /// Where the client is.
+    pub client: Arc<Namespace>,
+    /// Where the far end is.
+    pub peer: Arc<Namespace>,
+    /// The far end's address outside of the tunnel, with a UDP port.
+    pub endpoint: &'static str,
+    /// The client's addresses inside of the tunnel, with prefix lengths.
+    pub client_addresses: &'static [&'static str],
+    /// The far end's addresses inside of the tunnel, with prefix lengths.
+    pub peer_addresses: &'static [&'static str],
+    /// What the client may send into the tunnel.
+    pub allowed: &'static str,
+    /// Destinations that the client routes into the tunnel.
+    pub routes: &'static [&'static str],
+    /// The mark of the client's encrypted packets.
+    pub fwmark: Option<u32>,
+}
+
+/// A WireGuard tunnel, up at both ends.
+#[derive(Debug)]
+pub struct Tunnel {
+    plan: TunnelPlan,
+    client: Option<End>,
+    peer: End,
+    client_key: Key,
+}
+
+impl Tunnel {
+    /// Brings up both ends.
+    pub fn up(plan: TunnelPlan) -> Result<Self> {
+        let client_key = Key::generate(&plan.client)?;
+        let peer_key = Key::generate(&plan.peer)?;
+
+        let peer = End::create(&plan.peer, &unique_name('p'))?;
+        let port = plan
+            .endpoint
+            .rsplit_once(':')
+            .context("an endpoint without port")?
+            .1;
+        plan.peer.run(&format!(
+            "wg set {} private-key {} listen-port {port} peer {} allowed-ips {}",
+            peer.name,
+            peer_key.file.display(),
+            client_key.public,
+            host_prefixes(plan.client_addresses),
+        ))?;
+        peer.configure(&plan.peer, plan.peer_addresses)?;
+
+        let mut tunnel = Self {
+            plan,
+            client: None,
+            peer,
+            client_key,
+        };
+        tunnel.client_up_as(&unique_name('c'), &peer_key.public)?;
+        Ok(tunnel)
+    }
+
+    /// The client's interface.
+    pub fn client_interface(&self) -> &str {
+        self.client.as_ref().map_or("", |end| end.name.as_str())
+    }
+
+    /// The far end's interface.
+    pub fn peer_interface(&self) -> &str {
+        &self.peer.name
+    }
+
+    /// Deletes the client's interface, as `wg-quick down` does, and gives its name.
+    pub fn client_down(&mut self) -> Result<String> {
+        let end = self.client.take().context("the client's end is down")?;
+        let name = end.name.clone();
+        drop(end);
+        let gone = format!("ip link show {name}");
+        until(&format!("{name} is gone"), || {
+            self.plan.client.run(&gone).is_err().then_some(())
+        })?;
+        Ok(name)
+    }
+
+    /// Creates the client's interface again under `name`, as `wg-quick up` does.
+    pub fn client_up(&mut self, name: &str) -> Result<()> {
+        let public = self
+            .plan
+            .peer
+            .run(&format!("wg show {} public-key", self.peer.name))?;
+        self.client_up_as(name, public.trim())
+    }
+
+    fn client_up_as(&mut self, name: &str, peer_public: &str) -> Result<()> {
+        let plan = &self.plan;
+        let end = End::create(&plan.client, name)?;
+        let mark = plan
+            .fwmark
+            .map_or_else(String::new, |mark| format!("fwmark {mark}"));
+        plan.client.run(&format!(
+            "wg set {name} private-key {} {mark} peer {peer_public} endpoint {} allowed-ips {}",
+            self.client_key.file.display(),
+            plan.endpoint,
+            plan.allowed,
+        ))?;
+        end.configure(&plan.client, plan.client_addresses)?;
+        for route in plan.routes {
+            plan.client
+                .run(&format!("ip route add {route} dev {name}"))?;
+        }
+        self.client = Some(end);
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct End {
+    name: String,
+    _process: Process,
+}
+
+impl End {
+    fn create(namespace: &Namespace, name: &str) -> Result<Self> {
+        let mut command = namespace.command("wireguard-go");
+        command
+            .args(["-f", name])
+            .env("WG_PROCESS_FOREGROUND", "1")
+            .env("LOG_LEVEL", "error");
+        let mut process = Process::spawn("wireguard-go", command)?;
+        let show = format!("wg show {name}");
+        until(&format!("{name} answers `wg`"), || {
+            if namespace.run(&show).is_ok() {
+                return Some(Ok(()));
+            }
+            process
+                .has_ended()
+                .then(|| Err(anyhow::anyhow!("wireguard-go ended: {}", process.log())))
+        })??;
+        Ok(Self {
+            name: name.to_owned(),
+            _process: process,
+        })
+    }
+
+    fn configure(&self, namespace: &Namespace, addresses: &[&str]) -> Result<()> {
+        for address in addresses {
+            namespace.run(&format!("ip address add {address} dev {}", self.name))?;
+        }
+        namespace.run(&format!("ip link set {} mtu 1420 up", self.name))?;
+        Ok(())
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        // A killed wireguard-go leaves its socket behind; where it is gone already nothing is left to do.
+        let _ = fs::remove_file(format!("/var/run/wireguard/{}.sock", self.name));
+    }
+}
+
+#[derive(Debug)]
+struct Key {
+    public: String,
+    file: PathBuf,
+    _scratch: Scratch,
+}
+
+impl Key {
+    fn generate(namespace: &Namespace) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let file = scratch.write("private", namespace.run("wg genkey")?)?;
+        let mut command = namespace.command("sh");
+        command.args(["-c", "wg pubkey < \"$1\"", "sh"]).arg(&file);
+        let public = crate::process::output_of(command)?.trim().to_owned();
+        Ok(Self {
+            public,
+            file,
+            _scratch: scratch,
+        })
+    }
+}
+
+/// wireguard-go's control sockets are shared by all namespaces, so that interface names have to be unique on the machine.
+fn unique_name(end: char) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("wg{:x}{end}{number}", process::id())
+}
+
+fn host_prefixes(addresses: &[&str]) -> String {
+    addresses
+        .iter()
+        .filter_map(|address| address.split('/').next())
+        .map(|host| format!("{host}/{}", if host.contains(':') { 128 } else { 32 }))
+        .collect::<Vec<_>>()
+        .join(",")
+}
