@@ -22,7 +22,9 @@ pub struct Daemon {
     process: Process,
     control: PathBuf,
     notify: UnixDatagram,
-    _scratch: Scratch,
+    namespace: Arc<Namespace>,
+    arguments: Vec<String>,
+    scratch: Scratch,
 }
 
 /// One rule as `status` shows it.
@@ -47,24 +49,24 @@ impl Daemon {
     /// Starts it without waiting.
     pub fn launch(namespace: &Arc<Namespace>, arguments: &[&str]) -> Result<Self> {
         let scratch = Scratch::new()?;
-        let control = scratch.path("control.sock");
-        let notify_path = scratch.path("notify.sock");
-        let notify = UnixDatagram::bind(&notify_path).context("cannot make a notify socket")?;
+        let notify =
+            UnixDatagram::bind(scratch.path(NOTIFY)).context("cannot make a notify socket")?;
         notify.set_read_timeout(Some(Duration::from_millis(20)))?;
-        let mut command = namespace.command(binary()?);
-        command
-            .args(["run", "--control"])
-            .arg(&control)
-            .args(["--log", "debug"])
-            .args(arguments)
-            .env("NOTIFY_SOCKET", &notify_path);
-        let process = Process::spawn("interceptor", command)?;
+        let arguments: Vec<_> = arguments.iter().map(|&word| word.to_owned()).collect();
         Ok(Self {
-            process,
-            control,
+            process: spawn(namespace, &scratch, &arguments)?,
+            control: scratch.path(CONTROL),
             notify,
-            _scratch: scratch,
+            namespace: Arc::clone(namespace),
+            arguments,
+            scratch,
         })
+    }
+
+    /// Starts it once more after its end, with the same arguments and the same control socket.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.process = spawn(&self.namespace, &self.scratch, &self.arguments)?;
+        self.wait_ready()
     }
 
     /// Waits until the daemon says that it is ready (`READY=1`, sd_notify(3)).
@@ -272,6 +274,17 @@ pub fn rule_list(json: &Value) -> Result<Vec<RuleState>> {
         .collect()
 }
 
+fn spawn(namespace: &Namespace, scratch: &Scratch, arguments: &[String]) -> Result<Process> {
+    let mut command = namespace.command(binary()?);
+    command
+        .args(["run", "--control"])
+        .arg(scratch.path(CONTROL))
+        .args(["--log", "debug"])
+        .args(arguments)
+        .env("NOTIFY_SOCKET", scratch.path(NOTIFY));
+    Process::spawn("interceptor", command)
+}
+
 fn interface_state(status: &Value, interface: &str) -> Option<String> {
     let interfaces = status["interfaces"].as_array()?;
     let found = interfaces
@@ -279,3 +292,6 @@ fn interface_state(status: &Value, interface: &str) -> Option<String> {
         .find(|candidate| candidate["name"] == interface)?;
     Some(found["state"].as_str()?.to_owned())
 }
+
+const CONTROL: &str = "control.sock";
+const NOTIFY: &str = "notify.sock";

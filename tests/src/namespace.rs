@@ -18,6 +18,7 @@ use nix::unistd::{Pid, geteuid};
 use crate::process::output_of;
 use crate::scratch;
 use crate::wait::until;
+use crate::wireguard;
 
 /// A network namespace of this process's own.
 #[derive(Debug)]
@@ -50,6 +51,8 @@ impl Namespace {
         // Without duplicate address detection, addresses are usable at once.
         namespace.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
         namespace.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
+        // Kernels differ in whether a new namespace inherits these from the host.
+        namespace.reverse_path_filter("0")?;
         Ok(namespace)
     }
 
@@ -169,6 +172,7 @@ pub fn remove_all() {
     for name in list().filter(|name| creator(name) == Some(process::id())) {
         remove(&name);
     }
+    wireguard::sweep(|pid| pid == process::id());
     scratch::sweep(|pid| pid == process::id());
 }
 
@@ -177,6 +181,7 @@ fn sweep() {
     for name in list().filter(|name| creator(name).is_some_and(gone)) {
         remove(&name);
     }
+    wireguard::sweep(gone);
     scratch::sweep(gone);
 }
 

@@ -153,7 +153,7 @@ fn zone() -> String {
          unknown TYPE65280 \\# 4 DEADBEEF\n",
     );
     // A TXT record of 250 octets takes 263 of the message.
-    for (name, records) in [("big4k", 15), ("big60k", 226)] {
+    for (name, records) in [("mid", 3), ("big4k", 15), ("big60k", 226)] {
         for number in 0..records {
             let _ = writeln!(zone, "{name} TXT \"{number:a>250}\"");
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 /// How long a condition may take before it counts as never coming true.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Polls `probe` until it gives a value; after [`PATIENCE`] the error says that `what` did not happen.
 pub fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> Result<T> {

@@ -168,7 +168,7 @@ impl End {
 impl Drop for End {
     fn drop(&mut self) {
         // A killed wireguard-go leaves its socket behind; where it is gone already nothing is left to do.
-        let _ = fs::remove_file(format!("/var/run/wireguard/{}.sock", self.name));
+        let _ = fs::remove_file(format!("{CONTROL_SOCKETS}/{}.sock", self.name));
     }
 }
 
@@ -198,7 +198,24 @@ impl Key {
 fn unique_name(end: char) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    format!("wg{:x}{end}{number}", process::id())
+    format!("{PREFIX}{:x}-{end}{number}", process::id())
+}
+
+/// Removes the control sockets that killed wireguard-gos of those processes left behind for which `gone` holds.
+pub(crate) fn sweep(gone: impl Fn(u32) -> bool) {
+    let Ok(entries) = fs::read_dir(CONTROL_SOCKETS) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let creator = entry.file_name().to_str().and_then(|name| {
+            let (pid, _) = name.strip_prefix(PREFIX)?.split_once('-')?;
+            u32::from_str_radix(pid, 16).ok()
+        });
+        if creator.is_some_and(&gone) {
+            // Another process may sweep the same socket.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 fn host_prefixes(addresses: &[&str]) -> String {
@@ -209,3 +226,6 @@ fn host_prefixes(addresses: &[&str]) -> String {
         .collect::<Vec<_>>()
         .join(",")
 }
+
+const PREFIX: &str = "wg";
+const CONTROL_SOCKETS: &str = "/var/run/wireguard";

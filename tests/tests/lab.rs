@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::Result;
 use lab::{
-    Capture, FAR_V4, Lab, Namespace, PEER_V4, Process, RESOLVER_V4, RESOLVER_V6, Responder, Routing,
-    Snapshot, VIRTUAL_V4, unprivileged, without_bpf,
+    Capture, FAR_V4, Lab, Namespace, PEER_V4, Process, RESOLVER_V4, RESOLVER_V6, Responder,
+    Routing, Snapshot, VIRTUAL_V4, unprivileged, without_bpf,
 };
 
 #[test]

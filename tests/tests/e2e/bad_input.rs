@@ -1,0 +1,285 @@
+//! Bad input: each mistake gets one line that helps, and the right exit code.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
+
+use anyhow::Result;
+use lab::{Exit, Namespace, Scratch, interceptor};
+
+#[test]
+fn an_unknown_interface_is_an_error_of_check() -> Result<()> {
+    let namespace = Namespace::new("bad")?;
+    lab::veth(
+        lab::VethEnd {
+            namespace: &namespace,
+            name: "eth0",
+            addresses: &[],
+        },
+        lab::VethEnd {
+            namespace: &namespace,
+            name: "eth1",
+            addresses: &[],
+        },
+    )?;
+
+    let exit = interceptor(&namespace, &["check", "-i", "nope0"])?;
+
+    assert_ne!(exit.code, Some(0), "{exit:?}");
+    let said = format!("{}{}", exit.stdout, exit.stderr);
+    for part in ["nope0", "eth0", "eth1"] {
+        assert!(said.contains(part), "{part}: {exit:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_configuration_without_mistakes_passes_check() -> Result<()> {
+    let namespace = Namespace::new("bad")?;
+
+    let exit = interceptor(&namespace, &["check", "--upstream", "udp://192.0.2.53"])?;
+
+    assert!(matches!(exit.code, Some(0)), "{exit:?}");
+    assert!(exit.stdout.contains("192.0.2.53"), "{exit:?}");
+    Ok(())
+}
+
+#[test]
+fn without_privileges_the_error_names_what_is_missing() -> Result<()> {
+    let namespace = Namespace::new("bad")?;
+    let scratch = Scratch::new()?;
+    // An ordinary user may not be able to reach the checkout.
+    let program = scratch.path("interceptor");
+    fs::copy(lab::binary()?, &program)?;
+    if let Some(directory) = program.parent() {
+        fs::set_permissions(directory, Permissions::from_mode(0o777))?;
+    }
+    let mut plain = std::process::Command::new(&program);
+    plain
+        .args(["run", "--upstream", "udp://192.0.2.53", "--control"])
+        .arg(scratch.path("control.sock"));
+    let dropped = lab::unprivileged(&plain);
+    let mut command = namespace.command(dropped.get_program());
+    command.args(dropped.get_args());
+
+    let exit = lab::finish(command)?;
+
+    assert_refused(&exit, 1, &[]);
+    assert!(
+        ["root", "sudo", "CAP_"]
+            .iter()
+            .any(|hint| exit.stderr.contains(hint)),
+        "{exit:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_kernel_without_bpf_is_reported_as_such() -> Result<()> {
+    let namespace = Namespace::new("bad")?;
+    for errno in [libc::EPERM, libc::ENOSYS] {
+        let scratch = Scratch::new()?;
+        let mut command = namespace.command(lab::binary()?);
+        command
+            .args(["run", "--upstream", "udp://192.0.2.53", "--control"])
+            .arg(scratch.path("control.sock"));
+
+        let exit = lab::without_bpf(command, errno)?;
+
+        assert_refused(&exit, 1, &["BPF"]);
+    }
+    Ok(())
+}
+
+#[test]
+fn mistakes_in_a_file_name_the_file_and_the_line() -> Result<()> {
+    let namespace = Namespace::new("bad")?;
+    let scratch = Scratch::new()?;
+    for (content, parts) in [
+        ("[tunnel\ninterfaces = []\n", &["bad.toml", "1"][..]),
+        (
+            "[tunnel]\ninterface = [\"wg0\"]\n",
+            &["bad.toml", "2", "interface", "interfaces"],
+        ),
+        (
+            "[dns]\nupstreams = [\"ftp://192.0.2.53\"]\n",
+            &["bad.toml", "2", "ftp"],
+        ),
+        (
+            "[tcp]\nmax_connections = \"many\"\n",
+            &["bad.toml", "2", "max_connections"],
+        ),
+    ] {
+        let file = scratch.write("bad.toml", content)?;
+        let file = file.display().to_string();
+
+        let exit = interceptor(&namespace, &["run", "--config", &file])?;
+
+        assert_refused(&exit, 2, parts);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() -> Result<()> {
+    let namespace = Namespace::new("bad")?;
+    let scratch = Scratch::new()?;
+    let missing = scratch.path("missing.toml").display().to_string();
+    let directory = scratch.path("").display().to_string();
+    let binary = scratch.write("binary.toml", [0xff, 0xfe, 0x00])?;
+    let binary = binary.display().to_string();
+
+    for file in [&missing, &directory, &binary] {
+        let exit = interceptor(&namespace, &["run", "--config", file])?;
+        assert_refused(&exit, 2, &[file.trim_end_matches('/')]);
+    }
+    Ok(())
+}
+
+#[test]
+fn flags_that_make_no_sense_are_named() -> Result<()> {
+    let namespace = Namespace::new("bad")?;
+    for (arguments, parts) in [
+        (
+            &["run", "--upstream", "dns.example"][..],
+            &["dns.example", "udp://"][..],
+        ),
+        (
+            &["run", "--upstream", "udp://resolver.example"],
+            &["resolver.example"],
+        ),
+        (&["run", "--upstream", "udp://192.0.2.53:0"], &["0"]),
+        (&["run", "--address", "127.0.0.1"], &["127.0.0.1"]),
+        (&["run", "--address", "224.0.0.1"], &["224.0.0.1"]),
+        (
+            &["run", "--attempt-timeout", "9s", "--deadline", "1s"],
+            &["9s", "1s"],
+        ),
+        (
+            &[
+                "run",
+                "--rule",
+                "10.30.30.30 udp port 53 -> dns",
+                "--rule",
+                "10.30.30.30 udp port 53 -> echo",
+            ],
+            &["10.30.30.30"],
+        ),
+        (
+            &[
+                "run",
+                "--rule",
+                "10.30.40.0/24 -> dns",
+                "--rule",
+                "10.30.40.0/24 icmp -> echo",
+                "--rule",
+                "10.30.40.0/24 icmp -> dns",
+            ],
+            &["10.30.40.0/24", "icmp"],
+        ),
+        (
+            &["run", "--rule", "10.30.30.30/24 -> dns"],
+            &["10.30.30.0/24"],
+        ),
+    ] {
+        let exit = interceptor(&namespace, arguments)?;
+        assert_refused(&exit, 2, parts);
+    }
+    Ok(())
+}
+
+#[test]
+fn unknown_flags_and_commands_are_usage_errors() -> Result<()> {
+    let namespace = Namespace::new("bad")?;
+    for arguments in [&["run", "--interfaces", "wg0"][..], &["runn"], &[]] {
+        let exit = interceptor(&namespace, arguments)?;
+        assert_eq!(exit.code, Some(2), "{arguments:?}: {exit:?}");
+        assert!(!exit.stderr.is_empty());
+    }
+    Ok(())
+}
+
+#[test]
+fn an_unknown_variable_of_the_environment_is_named_with_its_nearest() -> Result<()> {
+    let namespace = Namespace::new("bad")?;
+    let mut command = namespace.command(lab::binary()?);
+    command
+        .arg("check")
+        .env("INTERCEPTOR_DNS_UPSTREAM", "udp://192.0.2.53");
+
+    let exit = lab::finish(command)?;
+
+    assert_refused(
+        &exit,
+        2,
+        &["INTERCEPTOR_DNS_UPSTREAM", "INTERCEPTOR_DNS_UPSTREAMS"],
+    );
+    Ok(())
+}
+
+#[test]
+fn a_device_name_that_is_taken_is_refused() -> Result<()> {
+    let namespace = Namespace::new("bad")?;
+    namespace.run("ip link add taken0 type veth peer name taken1")?;
+
+    let exit = interceptor(&namespace, &["run", "--device", "taken0"])?;
+
+    assert_refused(&exit, 1, &["taken0", "--device"]);
+    Ok(())
+}
+
+#[test]
+fn a_control_socket_that_cannot_be_made_is_named() -> Result<()> {
+    let namespace = Namespace::new("bad")?;
+    let scratch = Scratch::new()?;
+    let file = scratch.write("file", "not a directory")?;
+    let path = file.join("control.sock").display().to_string();
+
+    let exit = interceptor(&namespace, &["run", "--control", &path])?;
+
+    assert_refused(&exit, 1, &["control.sock"]);
+    Ok(())
+}
+
+#[test]
+fn a_stale_control_socket_is_replaced() -> Result<()> {
+    let namespace = Arc::new(Namespace::new("stale")?);
+    let mut daemon = lab::Daemon::start(&namespace, &["--upstream", "udp://192.0.2.53"])?;
+    daemon.kill()?;
+    assert!(daemon.control().exists(), "kill -9 leaves the socket");
+
+    daemon.start_again()?;
+
+    assert!(daemon.status()?["version"].is_string());
+    Ok(())
+}
+
+#[test]
+fn clients_say_that_no_daemon_answers() -> Result<()> {
+    let namespace = Namespace::new("bad")?;
+    let scratch = Scratch::new()?;
+    let control = scratch.path("nobody.sock").display().to_string();
+    for arguments in [
+        &["status"][..],
+        &["rule", "list"],
+        &["rule", "add", "10.30.30.30"],
+        &["rule", "remove", "1"],
+    ] {
+        let mut line = arguments.to_vec();
+        line.extend(["--control", &control]);
+        let exit = interceptor(&namespace, &line)?;
+        assert_refused(&exit, 1, &["nobody.sock", "interceptor run"]);
+    }
+    Ok(())
+}
+
+/// One line, beginning with the program's name, that contains all of `parts`; and exit code `code`.
+fn assert_refused(exit: &Exit, code: i32, parts: &[&str]) {
+    assert_eq!(exit.code, Some(code), "{exit:?}");
+    let message = exit.stderr.trim_end();
+    assert!(message.starts_with("interceptor: "), "{exit:?}");
+    assert_eq!(message.lines().count(), 1, "{exit:?}");
+    for part in parts {
+        assert!(message.contains(part), "{part}: {exit:?}");
+    }
+}
