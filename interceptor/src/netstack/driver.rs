@@ -24,7 +24,7 @@ const BATCH: usize = 64;
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How far away the timer is set when there is nothing to wait for.
-const FAR_AWAY: Duration = Duration::from_secs(3600);
+const FAR_AWAY: Duration = Duration::from_hours(1);
 
 /// Controls a running netstack; cheap to clone. The netstack runs on when all handles are gone.
 #[derive(Clone)]
@@ -35,6 +35,7 @@ pub struct Handle {
 
 struct Shared {
     mtu: AtomicUsize,
+    draining: AtomicBool,
     stopping: AtomicBool,
     attention: Arc<Attention>,
     metrics: Arc<Metrics>,
@@ -66,6 +67,7 @@ pub fn spawn(
     );
     let shared = Arc::new(Shared {
         mtu: AtomicUsize::new(mtu),
+        draining: AtomicBool::new(false),
         stopping: AtomicBool::new(false),
         attention: stack.attention(),
         metrics: stack.metrics(),
@@ -102,7 +104,14 @@ impl Handle {
         }
     }
 
-    /// Takes no new flows, gives services up to two seconds to finish with open streams, resets what is left, and
+    /// Takes no new flows from here on and ends reads of open streams, while replies still go out: what comes before
+    /// [`Handle::shutdown`] when services have answers under way.
+    pub fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Relaxed);
+        self.shared.attention.call();
+    }
+
+    /// Drains, gives services up to two seconds to finish with open streams, resets what is left, and
     /// completes when the task has ended and the device is closed.
     pub async fn shutdown(&self) {
         self.shared.stopping.store(true, Ordering::Relaxed);
@@ -111,13 +120,15 @@ impl Handle {
         let _ = self.ended().await;
     }
 
-    /// Completes when the netstack has ended; with an error when its device failed, as when somebody deleted it.
+    /// Completes when the netstack has ended; with an error when its device failed, as when somebody deleted it, or when
+    /// its task panicked.
     pub async fn ended(&self) -> Result<(), Arc<io::Error>> {
         let mut ended = self.ended.clone();
         match ended.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(end)) => end.clone(),
-            // The runtime went away, and the task with it.
-            Ok(None) | Err(_) => Ok(()),
+            Ok(None) | Err(_) => Err(Arc::new(io::Error::other(
+                "the netstack's task has gone without a word",
+            ))),
         }
     }
 }
@@ -147,11 +158,12 @@ impl<R: Reader> Driver<R> {
             self.stack
                 .set_mtu(self.shared.mtu.load(Ordering::Relaxed), now);
             self.stack.poll(now);
-            if self.shared.stopping.load(Ordering::Relaxed) {
-                let give_up_at = *give_up_at.get_or_insert_with(|| {
-                    self.stack.drain();
-                    now + SHUTDOWN_TIMEOUT
-                });
+            let stopping = self.shared.stopping.load(Ordering::Relaxed);
+            if stopping || self.shared.draining.load(Ordering::Relaxed) {
+                self.stack.drain();
+            }
+            if stopping {
+                let give_up_at = *give_up_at.get_or_insert(now + SHUTDOWN_TIMEOUT);
                 if now >= give_up_at {
                     self.stack.abort(now);
                 }
@@ -181,7 +193,7 @@ impl<R: Reader> Driver<R> {
         match due {
             Some(due) if due != timer.deadline() => timer.as_mut().reset(due),
             None if timer.deadline() <= tokio::time::Instant::now() => {
-                timer.as_mut().reset(tokio::time::Instant::now() + FAR_AWAY)
+                timer.as_mut().reset(tokio::time::Instant::now() + FAR_AWAY);
             }
             _ => {}
         }

@@ -169,18 +169,15 @@ fn ip(
 }
 
 fn finish_icmp(message: &mut [u8], cause: &IpPacket<'_>, kind: u8, code: u8) {
-    match (cause.destination, cause.source) {
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            let mut message = Icmpv6Packet::new_unchecked(message);
-            message.set_msg_type(kind.into());
-            message.set_msg_code(code);
-            message.fill_checksum(&source, &destination);
-        }
-        _ => {
-            let mut message = Icmpv4Packet::new_unchecked(message);
-            message.set_msg_type(kind.into());
-            message.set_msg_code(code);
-            message.fill_checksum();
-        }
+    if let (IpAddr::V6(source), IpAddr::V6(destination)) = (cause.destination, cause.source) {
+        let mut message = Icmpv6Packet::new_unchecked(message);
+        message.set_msg_type(kind.into());
+        message.set_msg_code(code);
+        message.fill_checksum(&source, &destination);
+    } else {
+        let mut message = Icmpv4Packet::new_unchecked(message);
+        message.set_msg_type(kind.into());
+        message.set_msg_code(code);
+        message.fill_checksum();
     }
 }

@@ -184,15 +184,12 @@ pub(super) fn fresh_seed(random: &mut StdRng) -> u64 {
 
 /// The segment in `packet`, an IP packet with a TCP header.
 pub(super) fn segment(packet: &[u8]) -> Option<TcpPacket<&[u8]>> {
-    let (protocol, payload) = match packet.first()? >> 4 {
-        4 => {
-            let packet = Ipv4Packet::new_checked(packet).ok()?;
-            (packet.next_header(), packet.payload())
-        }
-        _ => {
-            let packet = Ipv6Packet::new_checked(packet).ok()?;
-            (packet.next_header(), packet.payload())
-        }
+    let (protocol, payload) = if packet.first()? >> 4 == 4 {
+        let packet = Ipv4Packet::new_checked(packet).ok()?;
+        (packet.next_header(), packet.payload())
+    } else {
+        let packet = Ipv6Packet::new_checked(packet).ok()?;
+        (packet.next_header(), packet.payload())
     };
     if protocol != IpProtocol::Tcp {
         return None;

@@ -131,8 +131,10 @@ impl Stack {
 
     /// Takes no new datagrams and connections, and lets services read from open ones only what has arrived.
     pub fn drain(&mut self) {
-        self.draining = true;
-        self.connections.drain();
+        if !self.draining {
+            self.draining = true;
+            self.connections.drain();
+        }
     }
 
     /// Resets the connections that are still open.
@@ -216,19 +218,16 @@ impl Stack {
 
 /// Whether an ICMP message is an echo request; `None` when it is broken.
 fn is_echo_request(packet: &IpPacket<'_>) -> Option<bool> {
-    match (packet.source, packet.destination) {
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            let message = Icmpv6Packet::new_checked(packet.payload).ok()?;
-            message
-                .verify_checksum(&source, &destination)
-                .then(|| message.msg_type() == Icmpv6Message::EchoRequest)
-        }
-        _ => {
-            let message = Icmpv4Packet::new_checked(packet.payload).ok()?;
-            message
-                .verify_checksum()
-                .then(|| message.msg_type() == Icmpv4Message::EchoRequest)
-        }
+    if let (IpAddr::V6(source), IpAddr::V6(destination)) = (packet.source, packet.destination) {
+        let message = Icmpv6Packet::new_checked(packet.payload).ok()?;
+        message
+            .verify_checksum(&source, &destination)
+            .then(|| message.msg_type() == Icmpv6Message::EchoRequest)
+    } else {
+        let message = Icmpv4Packet::new_checked(packet.payload).ok()?;
+        message
+            .verify_checksum()
+            .then(|| message.msg_type() == Icmpv4Message::EchoRequest)
     }
 }
 

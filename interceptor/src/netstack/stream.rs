@@ -36,14 +36,22 @@ pub(super) struct ConnectionState {
     handle: SocketHandle,
     reader: Option<Waker>,
     writer: Option<Waker>,
-    /// Already among those that need attention.
-    queued: bool,
-    /// The netstack has forgotten the connection.
-    detached: bool,
+    standing: Standing,
     /// Reads end here although the client has not closed.
     pub(super) ended: bool,
     /// The service has dropped the stream.
     pub(super) released: bool,
+}
+
+/// How the netstack's task stands to a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It knows of all that services did.
+    Current,
+    /// It has been told that there is something to do.
+    Called,
+    /// It has forgotten the connection.
+    Detached,
 }
 
 /// Tells the netstack's task which connections services have touched.
@@ -77,7 +85,7 @@ impl AsyncRead for TcpStream {
             (length, length)
         });
         match received {
-            Ok(0) if state.ended => Poll::Ready(Ok(())),
+            Ok(0) | Err(tcp::RecvError::InvalidState) if state.ended => Poll::Ready(Ok(())),
             Ok(0) => {
                 register(&mut state.reader, cx);
                 Poll::Pending
@@ -90,7 +98,6 @@ impl AsyncRead for TcpStream {
                 Poll::Ready(Ok(()))
             }
             Err(tcp::RecvError::Finished) => Poll::Ready(Ok(())),
-            Err(tcp::RecvError::InvalidState) if state.ended => Poll::Ready(Ok(())),
             Err(tcp::RecvError::InvalidState) => {
                 Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
             }
@@ -164,8 +171,7 @@ impl Connection {
                 handle,
                 reader: None,
                 writer: None,
-                queued: false,
-                detached: false,
+                standing: Standing::Current,
                 ended: false,
                 released: false,
             }),
@@ -178,8 +184,8 @@ impl Connection {
     }
 
     fn touch(&self, state: &mut ConnectionState) {
-        if !state.queued && !state.detached {
-            state.queued = true;
+        if state.standing == Standing::Current {
+            state.standing = Standing::Called;
             self.attention.add(self.flow);
         }
     }
@@ -192,12 +198,12 @@ impl ConnectionState {
 
     /// Notes that the netstack looks at the connection.
     pub(super) fn attended(&mut self) {
-        self.queued = false;
+        self.standing = Standing::Current;
     }
 
     /// Notes that the netstack looks at it no more.
     pub(super) fn detach(&mut self) {
-        self.detached = true;
+        self.standing = Standing::Detached;
     }
 
     /// Wakes whoever waits for what has happened. A writer is woken once half of the buffer is free, not for every

@@ -39,9 +39,10 @@ pub const RECEIVE_BUFFER: usize = 4 * 1024;
 /// Bytes that a service can write ahead of the client.
 pub const SEND_BUFFER: usize = 8 * 1024;
 
-/// Handshakes under way at most, or a quarter of the connections if that is fewer.
-const HALF_OPEN_MAX: usize = 1024;
-const HALF_OPEN_MIN: usize = 16;
+/// Handshakes under way at most are as many as connections, within these bounds: fewer would reset clients that come all
+/// at once, and more than 1 MiB is not given to a flood.
+const HALF_OPEN_MIN: usize = 1024;
+const HALF_OPEN_MAX: usize = 2048;
 
 /// A SYN-ACK is sent again after 1, 2 and 4 seconds; 8 seconds later the handshake is given up.
 const SYN_ACK_FIRST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -144,7 +145,7 @@ impl Connections {
             epoch: now,
             idle_timeout: config.idle_timeout,
             max_open,
-            max_half_open: (max_open / 4).clamp(HALF_OPEN_MIN, HALF_OPEN_MAX),
+            max_half_open: max_open.clamp(HALF_OPEN_MIN, HALF_OPEN_MAX),
             draining: false,
             next_id: 0,
             open: HashMap::new(),
@@ -306,10 +307,10 @@ impl Connections {
         syn: &TcpRepr<'_>,
         now: Instant,
     ) {
-        let service = match self.draining {
-            true => None,
-            false => self.directory.service(Transport::Tcp, flow.server),
-        };
+        let service = self
+            .directory
+            .service(Transport::Tcp, flow.server)
+            .filter(|_| !self.draining);
         let Some(service) = service else {
             self.metrics.refused.add();
             refuse(link, flow, syn);

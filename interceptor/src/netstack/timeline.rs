@@ -51,11 +51,6 @@ impl Timeline {
     pub(super) fn next(&self) -> Option<Instant> {
         self.heap.peek().map(|Reverse(item)| item.at)
     }
-
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.heap.len()
-    }
 }
 
 impl PartialEq for Item {

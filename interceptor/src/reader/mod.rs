@@ -20,7 +20,8 @@ pub trait Reader: Send + 'static {
     fn transmitter(&self) -> Arc<dyn Transmitter>;
 }
 
-/// The way out of a reader's device, shared by all tasks that answer.
+/// The way out of a reader's device, shared by all tasks that answer. It does not keep the device open: that goes with
+/// the reader.
 pub trait Transmitter: Send + Sync + 'static {
     /// Sends one whole IP packet without waiting; what the device does not take is counted and dropped.
     fn transmit(&self, packet: &[u8]);

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use nix::net::if_::if_nametoindex;
@@ -62,6 +62,10 @@ pub enum TunError {
 impl TunReader {
     /// Creates the device `name`, or the first free one of icept0, icept1, …, brings it up with `mtu` bytes, and
     /// registers it with the tokio runtime that the caller runs on.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
     pub fn create(name: Option<&str>, mtu: u16) -> Result<Self, TunError> {
         if let Some(name) = name {
             check_name(name)?;
@@ -81,7 +85,7 @@ impl TunReader {
         let device = Arc::new(device);
         Ok(Self {
             transmitter: Arc::new(TunTransmitter {
-                device: Arc::clone(&device),
+                device: Arc::downgrade(&device),
                 dropped: AtomicU64::new(0),
             }),
             device,
@@ -125,13 +129,18 @@ impl Reader for TunReader {
 }
 
 struct TunTransmitter {
-    device: Arc<AsyncDevice>,
+    /// The reader's; it closes with the reader, whoever still has something to say.
+    device: Weak<AsyncDevice>,
     dropped: AtomicU64,
 }
 
 impl Transmitter for TunTransmitter {
     fn transmit(&self, packet: &[u8]) {
-        if let Err(error) = self.device.try_send(packet) {
+        let sent = match self.device.upgrade() {
+            Some(device) => device.try_send(packet),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        };
+        if let Err(error) = sent {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             tracing::trace!(%error, length = packet.len(), "the TUN device did not take a packet");
         }
