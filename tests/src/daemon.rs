@@ -25,6 +25,7 @@ pub struct Daemon {
     namespace: Arc<Namespace>,
     arguments: Vec<String>,
     scratch: Scratch,
+    quiet: bool,
 }
 
 /// One rule as `status` shows it.
@@ -60,7 +61,15 @@ impl Daemon {
             namespace: Arc::clone(namespace),
             arguments,
             scratch,
+            quiet: false,
         })
+    }
+
+    /// The same, without showing its log at the end.
+    #[must_use]
+    pub fn quiet(mut self) -> Self {
+        self.quiet = true;
+        self
     }
 
     /// Starts it once more after its end, with the same arguments and the same control socket.
@@ -224,8 +233,10 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // The harness shows this for tests that fail, and for those only.
-        eprintln!("--- log of interceptor {} ---\n{}", self.pid(), self.log());
+        if !self.quiet {
+            // The harness shows this for tests that fail, and for those only.
+            eprintln!("--- log of interceptor {} ---\n{}", self.pid(), self.log());
+        }
     }
 }
 

@@ -135,7 +135,7 @@ pub fn finish(mut command: Command) -> Result<Exit> {
         .with_context(|| format!("cannot start {command:?}"))?;
     let stdout = child.stdout.take().map(collect);
     let stderr = child.stderr.take().map(collect);
-    let Ok(status) = until("", || child.try_wait().transpose()) else {
+    let Ok(status) = until("the command ends", || child.try_wait().transpose()) else {
         child.kill()?;
         child.wait()?;
         bail!(

@@ -156,14 +156,8 @@ fn flags_that_make_no_sense_are_named() -> Result<()> {
             &["9s", "1s"],
         ),
         (
-            &[
-                "run",
-                "--rule",
-                "10.30.30.30 udp port 53 -> dns",
-                "--rule",
-                "10.30.30.30 udp port 53 -> echo",
-            ],
-            &["10.30.30.30"],
+            &["run", "--rule", "10.30.30.30 udp port 53 -> echo"],
+            &["echo", "ICMP"],
         ),
         (
             &[
@@ -177,6 +171,8 @@ fn flags_that_make_no_sense_are_named() -> Result<()> {
             ],
             &["10.30.40.0/24", "icmp"],
         ),
+        (&["run", "--rule", "any -> dns"], &["any", "port"]),
+        (&["run", "--tcp-connections", "0"], &["max_connections"]),
         (
             &["run", "--rule", "10.30.30.30/24 -> dns"],
             &["10.30.30.0/24"],

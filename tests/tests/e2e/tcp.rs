@@ -26,7 +26,7 @@ fn pipelined_queries_are_answered_out_of_order_when_one_is_slow() -> Result<()> 
             .collect()
     })?;
     let interface = lab.tunnel.client_interface();
-    let _daemon = lab::Daemon::start(
+    let daemon = lab::Daemon::start(
         &lab.client,
         &[
             "-i",
@@ -41,6 +41,7 @@ fn pipelined_queries_are_answered_out_of_order_when_one_is_slow() -> Result<()> 
             "20s",
         ],
     )?;
+    daemon.wait_attached(interface)?;
     let mut stream = connect(&lab, Lab::dns_v4())?;
 
     let mut pipeline = Query::new("slow.example.test", 1).with_id(1).framed();

@@ -320,7 +320,7 @@ fn second_tunnel(lab: &Lab) -> Result<Tunnel> {
         client_addresses: &["10.9.0.2/24", "fd09::2/64"],
         peer_addresses: &["10.9.0.1/24", "fd09::1/64"],
         allowed: "0.0.0.0/0,::/0",
-        routes: &["10.30.31.0/24"],
+        routes: &["10.30.30.0/24 metric 4096", "fd30:30:30::/64 metric 4096"],
         fwmark: None,
     })
 }

@@ -95,7 +95,8 @@ fn the_daemon(stage: &mut Stage, lab: &Lab) -> Result<Daemon> {
         "client",
         &format!("interceptor run {}", arguments.join(" ")),
     );
-    let daemon = Daemon::start(&lab.client, &arguments)?;
+    let mut daemon = Daemon::launch(&lab.client, &arguments)?.quiet();
+    daemon.wait_ready()?;
     daemon.wait_attached(tunnel)?;
     stage.output(
         &daemon
