@@ -34,5 +34,5 @@ pub use topology::{
     VIRTUAL_V6, ZONE,
 };
 pub use unbound::{HOST_NAMES, Unbound, host_address};
-pub use wait::{PATIENCE, until};
+pub use wait::{PATIENCE, receive, until};
 pub use wireguard::{Tunnel, TunnelPlan};

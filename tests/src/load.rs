@@ -13,7 +13,7 @@ use crate::dns::{self, Query};
 use crate::namespace::Namespace;
 use crate::responder::Responder;
 use crate::unbound::{HOST_NAMES, host_address};
-use crate::wait::until;
+use crate::wait::{receive, until};
 
 /// Closed-loop load on one server; each thread asks, waits for the answer, checks it, and asks again.
 #[derive(Debug)]
@@ -175,7 +175,7 @@ fn ask_udp(socket: &UdpSocket, query: &Query) -> Result<Option<Vec<u8>>> {
     socket.send(&query.wire())?;
     let mut buffer = vec![0; 4096];
     loop {
-        let Ok(length) = socket.recv(&mut buffer) else {
+        let Ok(length) = receive(socket, &mut buffer) else {
             return Ok(None);
         };
         // A reply to a query that was given up is not a reply to this one.

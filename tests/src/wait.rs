@@ -1,5 +1,7 @@
 //! Waiting for conditions: polled against a generous deadline, so that a slow machine is slow and not broken.
 
+use std::io::{self, ErrorKind};
+use std::net::UdpSocket;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,5 +23,15 @@ pub fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> Result<T> {
         }
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+/// Receives one datagram from the connected `socket`, however often a signal interrupts the wait.
+pub fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match socket.recv(buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
+        }
     }
 }

@@ -185,6 +185,6 @@ fn exchange(socket: &UdpSocket, query: &Query) -> Result<(Message, usize)> {
 
 fn receive(socket: &UdpSocket) -> Result<(Message, usize)> {
     let mut buffer = vec![0; 65_535];
-    let length = socket.recv(&mut buffer)?;
+    let length = lab::receive(socket, &mut buffer)?;
     Ok((dns::parse(&buffer[..length])?, length))
 }

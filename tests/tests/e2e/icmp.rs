@@ -69,9 +69,7 @@ fn a_closed_udp_port_of_a_virtual_address_is_unreachable() -> Result<()> {
         let socket = lab.client.udp_to(SocketAddr::new(address, 5353))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.send(b"is anybody there?")?;
-        let error = socket
-            .recv(&mut [0; 100])
-            .expect_err("a closed port replied");
+        let error = lab::receive(&socket, &mut [0; 100]).expect_err("a closed port replied");
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
     }
     Ok(())

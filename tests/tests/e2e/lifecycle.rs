@@ -154,7 +154,7 @@ fn what_is_in_flight_is_answered_before_the_daemon_ends() -> Result<()> {
     release.store(true, Ordering::Relaxed);
 
     let mut buffer = [0; 1500];
-    let length = socket.recv(&mut buffer)?;
+    let length = lab::receive(&socket, &mut buffer)?;
     let reply = dns::parse(&buffer[..length])?;
     assert_eq!(dns::first_address(&reply), Some(Responder::FAR_ANSWER));
     assert_eq!(stopping.join().expect("the stop panicked")?, 0);

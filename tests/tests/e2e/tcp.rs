@@ -1,6 +1,6 @@
 //! DNS over TCP as RFC 7766 wants it: pipelined, out of order, many connections, none for ever.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -214,7 +214,8 @@ fn wait_for_end(stream: &mut TcpStream) -> Result<()> {
     match stream.read(&mut [0]) {
         Ok(0) => Ok(()),
         Ok(_) => bail!("the daemon sent something unasked"),
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(()),
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
+        Err(error) if error.kind() == ErrorKind::Interrupted => wait_for_end(stream),
         Err(error) => Err(error).context("the connection stays open"),
     }
 }
