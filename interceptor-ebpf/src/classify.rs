@@ -23,7 +23,7 @@ pub enum Reason {
     Malformed = 5,
     /// Egress: neither IPv4 nor IPv6; passed.
     NotIp = 6,
-    /// Egress: a rule took it, but no daemon is listening any more; passed.
+    /// Egress: a rule took it, but the reader device is gone with its daemon; passed.
     Unattended = 7,
     /// Return: a reply went to the ingress of the tunnel that its flow came from.
     Returned = 8,

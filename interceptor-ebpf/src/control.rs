@@ -22,10 +22,6 @@ pub struct Control {
     pub reader: u32,
     /// Not 0 when flows are remembered, because replies have more than one way to go.
     pub remember: u32,
-    /// Until when, in nanoseconds of the monotonic clock, the daemon is taken to be listening; 0 for ever.
-    ///
-    /// Links of TCX (Linux 6.6) vanish with the daemon; filters of clsact stay behind and need this.
-    pub attended_until: u64,
     /// Where replies go whose flow is not remembered.
     pub path: Path,
     /// The prefilter of each bank.
@@ -43,7 +39,6 @@ impl Control {
         mark: 0,
         reader: 0,
         remember: 0,
-        attended_until: 0,
         path: Path {
             interface: 0,
             ethernet: 0,

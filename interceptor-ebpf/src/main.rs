@@ -21,8 +21,7 @@ mod programs {
         __sk_buff, BPF_F_INGRESS, BPF_F_NO_PREALLOC, TC_ACT_SHOT, TC_ACT_UNSPEC,
     };
     use aya_ebpf::helpers::generated::{
-        bpf_ktime_get_ns, bpf_redirect, bpf_skb_change_head, bpf_skb_load_bytes,
-        bpf_skb_store_bytes,
+        bpf_check_mtu, bpf_redirect, bpf_skb_change_head, bpf_skb_load_bytes, bpf_skb_store_bytes,
     };
     use aya_ebpf::macros::{classifier, map};
     use aya_ebpf::maps::lpm_trie::Key;
@@ -192,9 +191,7 @@ mod programs {
         }
         let packet = Packet(context.skb.skb);
         let Match { rule, headers } = classify(&packet, LINK, &Maps { bank })?;
-        let attended_until = control!(attended_until);
-        // SAFETY: a helper without arguments.
-        if attended_until != 0 && unsafe { bpf_ktime_get_ns() } > attended_until {
+        if !exists(context, reader) {
             return Err(Reason::Unattended);
         }
         if let Some(counter) = RULES.get_ptr_mut(rule) {
@@ -217,6 +214,16 @@ mod programs {
         context.skb.set_mark(REDIRECTED);
         // SAFETY: a helper that takes numbers.
         Ok(unsafe { bpf_redirect(reader, 0) } as i32)
+    }
+
+    /// Whether there is an interface with that index. The reader device lives as long as the daemon; filters of clsact
+    /// live longer, and must not send packets nowhere.
+    #[inline(always)]
+    fn exists(context: &TcContext, interface: u32) -> bool {
+        let mut mtu = 0;
+        // SAFETY: a helper on the program's own context. It fails with a negative number only where the interface is
+        // missing (Linux 5.12, net/core/filter.c); packets beyond its MTU give a positive one.
+        unsafe { bpf_check_mtu(context.skb.skb.cast(), interface, &raw mut mtu, 0, 0) >= 0 }
     }
 
     #[inline(always)]

@@ -6,10 +6,11 @@ mod routing;
 mod rulebook;
 mod taps;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex as AsyncMutex;
@@ -21,7 +22,7 @@ pub use check::check;
 
 use crate::bypass::Bypass;
 use crate::config::Config;
-use crate::kernel::{ATTENDANCE, Kernel};
+use crate::kernel::Kernel;
 use crate::net::{LinkWatch, RouteWatch};
 use crate::reader::tun::TunReader;
 use crate::{control, dns, netstack};
@@ -36,15 +37,11 @@ const READER_MTU: u16 = 1500;
 /// How often what must be done regularly is done.
 const TICK: Duration = Duration::from_secs(2);
 
-const _: () = assert!(
-    ATTENDANCE.as_secs() >= 3 * TICK.as_secs(),
-    "the programs must outlast a late tick or two"
-);
-
 /// Runs until SIGINT or SIGTERM, then answers what is in flight and leaves nothing behind.
 ///
 /// Fails before it has changed anything where the configuration cannot work on this host.
 pub async fn run(config: Config) -> Result<()> {
+    raise_file_limit();
     let mut signals = Signals::new()?;
     let socket = control::bind(&config.control).await?;
     let daemon = Daemon::start(&config).await?;
@@ -166,19 +163,12 @@ impl Daemon {
         if self.taps.lock().await.retry() {
             self.review().await;
         }
-        if let Some(kernel) = &self.kernel {
-            let mut kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
-            if kernel.needs_attendance()
-                && let Err(error) = kernel.attend()
-            {
-                warn!("{error:#}");
-            }
-        }
     }
 
     /// Stops intercepting first, so that nothing new comes; answers what is in flight; then closes the device.
     async fn stop(&self, patience: Duration) {
         self.taps.lock().await.leave();
+        self.netstack.drain();
         if !self.dns.drain(patience).await {
             warn!("some queries were not answered in time");
         }
@@ -214,6 +204,15 @@ fn load_kernel(config: &Config, device: &str, index: u32, bypass: &Bypass) -> Re
             Ok(None)
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Every query that is forwarded has a socket of its own.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        debug!(%error, "the limit on open files stays as it is");
     }
 }
 

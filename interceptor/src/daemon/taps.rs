@@ -242,9 +242,6 @@ impl Taps {
         };
         let mut kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
         let attached = kernel.tap(name, *index, layer, self.config.attach)?;
-        if kernel.needs_attendance() {
-            kernel.attend()?;
-        }
         info!(interface = name, index, "tapped by {attached}");
         self.tunnels[position].state = State::Tapped {
             link,

@@ -1,5 +1,6 @@
 //! All that touches BPF: loading, attaching, rules and counters. The only user of aya.
 
+mod clsact;
 mod grace;
 mod plain;
 mod tables;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::links::LinkOrder;
-use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions};
 use aya::programs::{
     ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, tc,
 };
@@ -21,7 +22,6 @@ use aya::{Ebpf, EbpfLoader};
 use interceptor_ebpf::Reason;
 use interceptor_ebpf::flow::Path;
 use interceptor_ebpf::rules::RuleCounter;
-use nix::time::{ClockId, clock_gettime};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, warn};
@@ -35,9 +35,6 @@ use tables::Tables;
 static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/interceptor.o"));
 
-/// How long the programs take the daemon to be alive after [`Kernel::attend`], where they outlive it.
-pub const ATTENDANCE: Duration = Duration::from_secs(10);
-
 /// The loaded programs and their maps. Dropping it detaches everything.
 pub struct Kernel {
     ebpf: Ebpf,
@@ -45,7 +42,7 @@ pub struct Kernel {
     rules: PerCpuArray<MapData, Plain<RuleCounter>>,
     reasons: PerCpuArray<MapData, u64>,
     taps: HashMap<u32, Tap>,
-    return_link: Option<SchedClassifierLink>,
+    return_tap: Option<Tap>,
 }
 
 /// How packets of an interface begin.
@@ -100,9 +97,13 @@ pub enum Program {
     Empty,
 }
 
+/// A program on an interface; dropping it takes it off.
 struct Tap {
+    interface: u32,
     attached: Attached,
-    link: SchedClassifierLink,
+    /// Whether the interface had no clsact qdisc before.
+    added_clsact: bool,
+    link: Option<SchedClassifierLink>,
 }
 
 impl Kernel {
@@ -132,7 +133,7 @@ impl Kernel {
             rules: PerCpuArray::try_from(take_map(&mut ebpf, "RULES")?)?,
             reasons: PerCpuArray::try_from(take_map(&mut ebpf, "REASONS")?)?,
             taps: HashMap::new(),
-            return_link: None,
+            return_tap: None,
             ebpf,
         })
     }
@@ -147,24 +148,18 @@ impl Kernel {
         layer: LinkLayer,
         mode: AttachMode,
     ) -> Result<Attached> {
-        remove_leftovers(name);
-        let (attached, link) = attach(
-            classifier(&mut self.ebpf, Program::Egress(layer))?,
-            name,
-            TcAttachType::Egress,
-            mode,
-        )
-        .with_context(|| format!("{name}: cannot attach the classifier"))?;
-        self.taps.insert(index, Tap { attached, link });
+        remove_leftovers(name, index);
+        let program = classifier(&mut self.ebpf, Program::Egress(layer))?;
+        let tap = Tap::attach(program, name, index, TcAttachType::Egress, mode)
+            .with_context(|| format!("{name}: cannot attach the classifier"))?;
+        let attached = tap.attached;
+        self.taps.insert(index, tap);
         Ok(attached)
     }
 
     /// Takes the program off an interface, which may be gone already.
     pub fn untap(&mut self, index: u32) {
-        if let Some(Tap { attached, link }) = self.taps.remove(&index) {
-            debug!(index, ?attached, "detaching");
-            drop(link);
-        }
+        self.taps.remove(&index);
     }
 
     /// Whether the interface is tapped.
@@ -172,32 +167,17 @@ impl Kernel {
         self.taps.contains_key(&index)
     }
 
-    /// Whether some program would outlive the daemon, and so must be told regularly that it is there.
-    pub fn needs_attendance(&self) -> bool {
-        self.taps
-            .values()
-            .any(|tap| tap.attached == Attached::Clsact)
-    }
-
-    /// Tells the programs that the daemon is there for [`ATTENDANCE`] from now on.
-    pub fn attend(&mut self) -> Result<()> {
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?;
-        self.attend_until(Duration::from(now) + ATTENDANCE)
-    }
-
-    /// Tells the programs that the daemon is there until `end` on the monotonic clock; zero means for ever.
-    pub fn attend_until(&mut self, end: Duration) -> Result<()> {
-        self.tables.configure(|control| {
-            control.attended_until = u64::try_from(end.as_nanos()).unwrap_or(u64::MAX);
-        })
-    }
-
     /// Attaches the way back of replies to the reader device.
     pub fn attach_return(&mut self, name: &str, index: u32, mode: AttachMode) -> Result<()> {
         let program = classifier(&mut self.ebpf, Program::Return)?;
-        let (_, link) = attach(program, name, TcAttachType::Ingress, mode)
+        let tap = Tap::attach(program, name, index, TcAttachType::Ingress, mode)
             .with_context(|| format!("{name}: cannot attach the way back of replies"))?;
-        self.return_link = Some(link);
+        self.return_tap = Some(tap);
+        self.set_reader(index)
+    }
+
+    /// Sends what rules take to the interface with that index.
+    pub fn set_reader(&mut self, index: u32) -> Result<()> {
         self.tables.configure(|control| control.reader = index)
     }
 
@@ -288,6 +268,54 @@ impl Kernel {
     }
 }
 
+impl Tap {
+    fn attach(
+        program: &mut SchedClassifier,
+        name: &str,
+        interface: u32,
+        kind: TcAttachType,
+        mode: AttachMode,
+    ) -> Result<Self> {
+        let mut tap = Self {
+            interface,
+            attached: Attached::Tcx,
+            added_clsact: false,
+            link: None,
+        };
+        if mode != AttachMode::Clsact {
+            // First, so that what follows sees of matched packets what the tunnel sees of them: nothing.
+            let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+            match program.attach_with_options(name, kind, options) {
+                Ok(id) => {
+                    tap.link = Some(program.take_link(id)?);
+                    return Ok(tap);
+                }
+                Err(error) if mode == AttachMode::Auto => {
+                    debug!(interface = name, %error, "no TCX here (Linux 6.6), taking clsact");
+                }
+                Err(error) => {
+                    return Err(error).context("no TCX here (Linux 6.6); try `--attach clsact`");
+                }
+            }
+        }
+        tap.attached = Attached::Clsact;
+        tap.added_clsact = clsact::add(name)?;
+        let options = TcAttachOptions::Netlink(NlOptions::default());
+        let id = program.attach_with_options(name, kind, options)?;
+        tap.link = Some(program.take_link(id)?);
+        Ok(tap)
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        self.link = None;
+        if self.added_clsact {
+            clsact::tidy(self.interface);
+        }
+    }
+}
+
 impl fmt::Display for Attached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -333,36 +361,8 @@ fn classifier(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier>
     Ok(classifier)
 }
 
-fn attach(
-    program: &mut SchedClassifier,
-    name: &str,
-    kind: TcAttachType,
-    mode: AttachMode,
-) -> Result<(Attached, SchedClassifierLink)> {
-    if mode != AttachMode::Clsact {
-        // First, so that what follows sees of matched packets what the tunnel sees of them: nothing.
-        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-        match program.attach_with_options(name, kind, options) {
-            Ok(id) => return Ok((Attached::Tcx, program.take_link(id)?)),
-            Err(error) if mode == AttachMode::Auto => {
-                debug!(interface = name, %error, "no TCX here (Linux 6.6), taking clsact");
-            }
-            Err(error) => {
-                return Err(error).context("no TCX here (Linux 6.6); try `--attach clsact`");
-            }
-        }
-    }
-    match tc::qdisc_add_clsact(name) {
-        Ok(()) | Err(TcError::AlreadyAttached) => {}
-        Err(error) => return Err(error).context("cannot add the clsact qdisc"),
-    }
-    let options = TcAttachOptions::Netlink(NlOptions::default());
-    let id = program.attach_with_options(name, kind, options)?;
-    Ok((Attached::Clsact, program.take_link(id)?))
-}
-
 /// Removes clsact filters of a daemon that was killed; the caller has made sure that none is alive on the interface.
-fn remove_leftovers(name: &str) {
+fn remove_leftovers(name: &str, index: u32) {
     for layer in [LinkLayer::Ip, LinkLayer::Ethernet] {
         let program = Program::Egress(layer).name();
         if tc::qdisc_detach_program(name, TcAttachType::Egress, program).is_ok() {
@@ -370,6 +370,7 @@ fn remove_leftovers(name: &str) {
                 interface = name,
                 "removed the classifier of a daemon that was killed"
             );
+            clsact::tidy(index);
         }
     }
 }
@@ -389,7 +390,7 @@ fn load_hint(error: Option<&io::Error>) -> String {
         Some(libc::EPERM | libc::EACCES) => {
             "the kernel refused to load the BPF programs: run as root, or with CAP_NET_ADMIN and CAP_BPF".to_owned()
         }
-        Some(libc::ENOSYS) => "this kernel has no bpf(2) system call; without `--interface` none is needed".to_owned(),
+        Some(libc::ENOSYS) => "this kernel has no BPF, which tapping takes; without --interface the daemon does without it".to_owned(),
         _ => "cannot load the BPF programs".to_owned(),
     }
 }
