@@ -170,6 +170,20 @@ impl Rule {
         Ok(())
     }
 
+    /// Whether it takes traffic to `destination`: of a transport with its port, or ICMP where there is none.
+    pub fn takes(&self, transport: Option<Transport>, destination: IpAddr, port: u16) -> bool {
+        let protocol = match transport {
+            Some(Transport::Udp) => Protocol::Udp,
+            Some(Transport::Tcp) => Protocol::Tcp,
+            None => Protocol::Icmp,
+        };
+        self.destination.contains(destination)
+            && self.protocol.is_none_or(|own| own == protocol)
+            && self
+                .port
+                .is_none_or(|own| transport.is_some() && own == port)
+    }
+
     /// Whether this rule and `later` can be together: both may match a packet, but not for the very same reasons.
     pub fn agrees_with(&self, later: &Self) -> Result<(), RuleError> {
         if !self.matches_same_packets(later) {

@@ -6,8 +6,6 @@ use std::thread;
 use anyhow::{Context as _, Result, anyhow};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
 
-use crate::process::{Exit, finish};
-
 /// `command` as an ordinary user without any capability.
 pub fn unprivileged(command: &Command) -> Command {
     let mut wrapped = Command::new("setpriv");
@@ -25,8 +23,8 @@ pub fn unprivileged(command: &Command) -> Command {
     wrapped
 }
 
-/// Runs `command` to its end while bpf(2) fails with `errno`, as on a kernel that lacks or forbids it.
-pub fn without_bpf(command: Command, errno: i32) -> Result<Exit> {
+/// Runs `run`, whose commands see bpf(2) fail with `errno`, as on a kernel that lacks or forbids it.
+pub fn without_bpf<T: Send>(errno: i32, run: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let filter = SeccompFilter::new(
         [(libc::SYS_bpf, Vec::new())].into_iter().collect(),
         SeccompAction::Allow,
@@ -35,10 +33,13 @@ pub fn without_bpf(command: Command, errno: i32) -> Result<Exit> {
     )?;
     let program: BpfProgram = filter.try_into()?;
     // The filter holds for the thread that applies it and for what that thread starts.
-    thread::spawn(move || {
-        apply_filter(&program).context("cannot apply the seccomp filter")?;
-        finish(command)
+    thread::scope(|scope| {
+        let filtered = scope.spawn(|| {
+            apply_filter(&program).context("cannot apply the seccomp filter")?;
+            run()
+        });
+        filtered
+            .join()
+            .map_err(|_| anyhow!("the filtered thread panicked"))?
     })
-    .join()
-    .map_err(|_| anyhow!("the filtered thread panicked"))?
 }

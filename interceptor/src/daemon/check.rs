@@ -16,11 +16,8 @@ pub async fn check(config: &Config) -> Vec<Finding> {
         match links::find(name).await {
             Ok(Some(link)) => tunnels.push(link),
             Ok(None) => findings.push(Finding {
-                level: Level::Warning,
-                text: format!(
-                    "{}; the daemon would wait for it",
-                    NoSuchInterface::new(name)
-                ),
+                level: Level::Error,
+                text: NoSuchInterface::new(name).to_string(),
             }),
             Err(error) => findings.push(Finding {
                 level: Level::Error,

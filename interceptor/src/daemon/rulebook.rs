@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
@@ -16,6 +17,9 @@ use crate::service::{Directory, Service};
 
 /// The standard port of DNS (RFC 1035 §4.2).
 const DNS_PORT: u16 = 53;
+
+/// How long packets that the kernel has sent here may be on their way.
+const UNDERWAY: Duration = Duration::from_secs(1);
 
 /// The kernel half where there is one; shared, because its system calls may wait and so run beside the async tasks.
 pub(super) type SharedKernel = Option<Arc<Mutex<Kernel>>>;
@@ -32,6 +36,8 @@ pub(super) struct Rulebook {
 struct Edition {
     set: RuleSet,
     compiled: Compiled,
+    /// Rules removed a moment ago, with the time until which packets that they took may still be on their way here.
+    leaving: Vec<(Instant, Rule)>,
 }
 
 /// Why a rule cannot be added or removed.
@@ -52,10 +58,7 @@ impl Rulebook {
     /// Puts `rules` into force.
     pub(super) async fn new(rules: &[Rule], kernel: SharedKernel) -> Result<Self> {
         let set = RuleSet::new(rules.iter().cloned())?;
-        let edition = Arc::new(Edition {
-            compiled: set.compile()?,
-            set,
-        });
+        let edition = Arc::new(Edition::new(set, Vec::new())?);
         let book = Self {
             changing: AsyncMutex::new(()),
             current: Arc::new(ArcSwap::new(Arc::clone(&edition))),
@@ -76,12 +79,10 @@ impl Rulebook {
     /// Adds a rule while packets flow.
     pub(super) async fn add(&self, rule: Rule) -> Result<RuleId, ChangeError> {
         let _changing = self.changing.lock().await;
-        let mut set = self.current.load().set.clone();
+        let current = self.current.load_full();
+        let mut set = current.set.clone();
         let id = set.insert(rule)?;
-        let edition = Arc::new(Edition {
-            compiled: set.compile()?,
-            set,
-        });
+        let edition = Arc::new(Edition::new(set, current.still_leaving())?);
         // User space first: it must know the rule before the kernel sends it packets.
         let before = self.current.swap(Arc::clone(&edition));
         if let Err(error) = self.tell_kernel(edition, Some(id)).await {
@@ -94,12 +95,12 @@ impl Rulebook {
     /// Removes a rule while packets flow.
     pub(super) async fn remove(&self, id: RuleId) -> Result<Rule, ChangeError> {
         let _changing = self.changing.lock().await;
-        let mut set = self.current.load().set.clone();
+        let current = self.current.load_full();
+        let mut set = current.set.clone();
         let rule = set.remove(id).ok_or(ChangeError::Unknown(id))?;
-        let edition = Arc::new(Edition {
-            compiled: set.compile()?,
-            set,
-        });
+        let mut leaving = current.still_leaving();
+        leaving.push((Instant::now() + UNDERWAY, rule.clone()));
+        let edition = Arc::new(Edition::new(set, leaving)?);
         self.tell_kernel(Arc::clone(&edition), None).await?;
         self.current.store(edition);
         Ok(rule)
@@ -146,6 +147,32 @@ impl Rulebook {
     }
 }
 
+impl Edition {
+    fn new(set: RuleSet, leaving: Vec<(Instant, Rule)>) -> Result<Self, RuleError> {
+        Ok(Self {
+            compiled: set.compile()?,
+            set,
+            leaving,
+        })
+    }
+
+    /// The rule for traffic that the kernel has sent here.
+    fn rule(&self, transport: Option<Transport>, to: IpAddr, port: u16) -> Option<&Rule> {
+        if let Some(id) = self.compiled.find(transport, to, port) {
+            return self.set.get(id);
+        }
+        let mut leaving = self.leaving.iter();
+        let (until, rule) = leaving.find(|(_, rule)| rule.takes(transport, to, port))?;
+        (Instant::now() < *until).then_some(rule)
+    }
+
+    fn still_leaving(&self) -> Vec<(Instant, Rule)> {
+        let now = Instant::now();
+        let leaving = self.leaving.iter();
+        leaving.filter(|(until, _)| now < *until).cloned().collect()
+    }
+}
+
 /// The services at the addresses that the rules name.
 struct Services {
     rules: Arc<ArcSwap<Edition>>,
@@ -155,10 +182,7 @@ struct Services {
 impl Directory for Services {
     fn service(&self, transport: Transport, destination: SocketAddr) -> Option<Arc<dyn Service>> {
         let edition = self.rules.load();
-        let id = edition
-            .compiled
-            .find(Some(transport), destination.ip(), destination.port())?;
-        let rule = edition.set.get(id)?;
+        let rule = edition.rule(Some(transport), destination.ip(), destination.port())?;
         match rule.service {
             ServiceName::Dns if rule.port.unwrap_or(DNS_PORT) == destination.port() => {
                 Some(Arc::clone(&self.dns) as Arc<dyn Service>)
@@ -169,6 +193,6 @@ impl Directory for Services {
 
     fn echoes(&self, destination: IpAddr) -> bool {
         let edition = self.rules.load();
-        edition.compiled.find(None, destination, 0).is_some()
+        edition.rule(None, destination, 0).is_some()
     }
 }

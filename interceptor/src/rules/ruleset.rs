@@ -553,22 +553,7 @@ mod tests {
         port: u16,
     ) -> Option<RuleId> {
         set.iter()
-            .filter(|(_, rule)| {
-                let protocol = match transport {
-                    Some(Transport::Udp) => Protocol::Udp,
-                    Some(Transport::Tcp) => Protocol::Tcp,
-                    None => Protocol::Icmp,
-                };
-                let destination = match rule.destination {
-                    Destination::Any => true,
-                    Destination::Net(net) => net.contains(&address),
-                };
-                destination
-                    && rule.protocol.is_none_or(|own| own == protocol)
-                    && rule
-                        .port
-                        .is_none_or(|own| transport.is_some() && own == port)
-            })
+            .filter(|(_, rule)| rule.takes(transport, address, port))
             .max_by_key(|(_, rule)| {
                 let length = match rule.destination {
                     Destination::Any => 0,

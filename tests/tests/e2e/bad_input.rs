@@ -75,19 +75,43 @@ fn without_privileges_the_error_names_what_is_missing() -> Result<()> {
 }
 
 #[test]
-fn a_kernel_without_bpf_is_reported_as_such() -> Result<()> {
+fn a_tunnel_on_a_kernel_without_bpf_is_refused() -> Result<()> {
     let namespace = Namespace::new("bad")?;
     for errno in [libc::EPERM, libc::ENOSYS] {
         let scratch = Scratch::new()?;
         let mut command = namespace.command(lab::binary()?);
         command
-            .args(["run", "--upstream", "udp://192.0.2.53", "--control"])
+            .args(["run", "-i", "wg0", "--upstream", "udp://192.0.2.53"])
+            .arg("--control")
             .arg(scratch.path("control.sock"));
 
-        let exit = lab::without_bpf(command, errno)?;
+        let exit = lab::without_bpf(errno, || lab::finish(command))?;
 
         assert_refused(&exit, 1, &["BPF"]);
+        let links = namespace.run("ip -o link show")?;
+        assert!(!links.contains("icept"), "{links}");
     }
+    Ok(())
+}
+
+#[test]
+fn without_a_tunnel_a_kernel_without_bpf_does() -> Result<()> {
+    let lab = lab::Lab::client_with_tunnel()?;
+    for route in ["10.30.30.0/24", "fd30:30:30::/64"] {
+        lab.client.run(&format!("ip route del {route}"))?;
+    }
+    let daemon = lab::without_bpf(libc::ENOSYS, || {
+        lab::Daemon::start(&lab.client, &["--upstream", "udp://192.0.2.53"])
+    })?;
+
+    let answer = lab.dig("+short @10.30.30.30 www.example.test")?;
+
+    assert_eq!(answer, "192.0.2.80\n");
+    assert!(
+        daemon.log().contains("rules have no counters"),
+        "{}",
+        daemon.log()
+    );
     Ok(())
 }
 

@@ -36,7 +36,7 @@ fn pipelined_queries_are_answered_out_of_order_when_one_is_slow() -> Result<()> 
             "--attempt-timeout",
             "200ms",
             "--rounds",
-            "100",
+            "10",
             "--deadline",
             "20s",
         ],
