@@ -137,7 +137,8 @@ fn a_snapshot_tells_a_leftover_qdisc_and_is_steady_otherwise() -> Result<()> {
 fn a_command_can_be_run_without_bpf_and_without_privileges() -> Result<()> {
     let namespace = Namespace::new("restricted")?;
 
-    let exit = without_bpf(namespace.line("bpftool prog list")?, libc::EPERM)?;
+    let command = namespace.line("bpftool prog list")?;
+    let exit = without_bpf(libc::EPERM, || lab::finish(command))?;
     assert_ne!(exit.code, Some(0));
     assert!(exit.stderr.contains("not permitted"), "{exit:?}");
 

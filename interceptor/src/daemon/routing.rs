@@ -11,6 +11,7 @@ use super::rulebook::{Rulebook, SharedKernel};
 use super::taps::Taps;
 use crate::bypass::Bypass;
 use crate::config::Config;
+use crate::dns::upstream::UpstreamUrl;
 use crate::net::{Link, routes, wireguard};
 use crate::rules::Transport;
 
@@ -40,7 +41,7 @@ impl Routing {
             reader,
             enabled: config.reader.routes,
             alone: config.interfaces.is_empty(),
-            upstreams: upstreams.map(|upstream| upstream.address()).collect(),
+            upstreams: upstreams.map(UpstreamUrl::address).collect(),
             fixed_mark: config.bypass.mark.is_some(),
             bypass,
             kernel,
@@ -161,8 +162,9 @@ impl Routing {
     }
 
     fn report(&mut self, text: String) {
-        if self.reported.insert(text.clone()) {
+        if !self.reported.contains(&text) {
             warn!("{text}");
+            self.reported.insert(text);
         }
     }
 }

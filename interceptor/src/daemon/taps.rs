@@ -63,10 +63,11 @@ impl Taps {
     pub(super) fn start(&mut self, links: &[Link]) -> Result<()> {
         for position in 0..self.tunnels.len() {
             let name = self.tunnels[position].name.clone();
-            match links.iter().find(|link| link.name == name) {
-                Some(link) => self.tap(position, link.clone())?,
-                None => warn!("{}; waiting for it", net::NoSuchInterface::new(&name)),
-            }
+            let Some(link) = links.iter().find(|link| link.name == name) else {
+                warn!("{}; waiting for it", net::NoSuchInterface::new(&name));
+                continue;
+            };
+            self.tap(position, link.clone())?;
         }
         self.update_return()
     }
@@ -227,15 +228,10 @@ impl Taps {
         if *index == self.reader.1 {
             bail!("{name} is the reader device; it cannot be a tunnel as well");
         }
-        let lock = match self.config.share {
-            true => None,
-            false => Some(TapLock::acquire(*index).map_err(|error| match error {
-                net::LockError::Held { pid, .. } => {
-                    let holder = pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
-                    anyhow!("{name}: another interceptor{holder} taps this interface; stop it, or pass --share to tap it twice")
-                }
-                error @ net::LockError::Socket { .. } => anyhow!(error).context(name.clone()),
-            })?),
+        let lock = if self.config.share {
+            None
+        } else {
+            Some(lock(&link)?)
         };
         let Some(kernel) = &self.kernel else {
             bail!("{name}: the kernel half is not loaded");
@@ -292,6 +288,20 @@ impl Tunnel {
             State::Failed(link) | State::Tapped { link, .. } => Some(link.index),
         }
     }
+}
+
+/// The right to tap `link`, alone among interceptors.
+fn lock(link: &Link) -> Result<TapLock> {
+    let Link { name, index, .. } = link;
+    TapLock::acquire(*index).map_err(|error| match error {
+        net::LockError::Held { pid, .. } => {
+            let holder = pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+            anyhow!(
+                "{name}: another interceptor{holder} taps this interface; stop it, or pass --share to tap it twice"
+            )
+        }
+        error @ net::LockError::Socket { .. } => anyhow!(error).context(name.clone()),
+    })
 }
 
 fn untap(kernel: &SharedKernel, index: u32) {

@@ -1,8 +1,11 @@
 //! What a valid query is: one QUERY with one question, its wire form and where its parts are.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use bytes::Bytes;
+use hickory_proto::op;
+use hickory_proto::serialize::binary::BinDecodable;
 
 use super::reply::Reply;
 use super::wire::{
@@ -143,6 +146,16 @@ impl<'a> Query<'a> {
     /// `reply` as this query's client takes it: its ID, its letter case, OPT exactly when the query has it.
     pub fn reply(&self, reply: Reply) -> Vec<u8> {
         reply.into_octets(self.id(), self.question_octets(), self.opt)
+    }
+}
+
+impl fmt::Display for Query<'_> {
+    /// What is asked, as a zone file would have it: `example.com. IN AAAA`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match op::Query::from_bytes(self.question_octets()) {
+            Ok(question) => question.fmt(f),
+            Err(_) => f.write_str("a name that cannot be shown"),
+        }
     }
 }
 

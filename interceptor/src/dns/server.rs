@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::trace;
+use tracing::{debug, trace};
 
 use super::connection;
 use super::counters::{Counters, Meter};
@@ -156,9 +156,13 @@ impl Shared {
         transport: Transport,
         arrived: Instant,
     ) -> Answer {
-        self.resolver
+        let answer = self
+            .resolver
             .answer(query, transport, arrived, &self.meter)
-            .await
+            .await;
+        let elapsed = arrived.elapsed();
+        debug!(%query, ?transport, rcode = %answer.rcode, ?elapsed, "answered");
+        answer
     }
 
     /// Counts `answer` and makes it no longer than `limit` octets.

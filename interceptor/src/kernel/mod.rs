@@ -5,20 +5,21 @@ mod grace;
 mod plain;
 mod tables;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 use std::io;
 use std::path;
 use std::time::Duration;
+use std::{fmt, fs};
 
 use anyhow::{Context as _, Result, anyhow};
+use aya::Ebpf;
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions};
 use aya::programs::{
     ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, tc,
 };
-use aya::{Ebpf, EbpfLoader};
 use interceptor_ebpf::Reason;
 use interceptor_ebpf::flow::Path;
 use interceptor_ebpf::rules::RuleCounter;
@@ -112,16 +113,13 @@ impl Kernel {
     /// An object with logging needs a tokio runtime around the call. Fails where the kernel or the caller's privileges
     /// do not allow it, with what would help.
     pub fn load(object: Option<&path::Path>) -> Result<Self> {
-        let mut loader = EbpfLoader::new();
-        let loaded = match object {
-            Some(path) => {
-                let bytes = std::fs::read(path)
-                    .with_context(|| format!("cannot read the BPF object {}", path.display()))?;
-                loader.load(&bytes)
-            }
-            None => loader.load(OBJECT),
+        let bytes = match object {
+            Some(path) => fs::read(path)
+                .map(Cow::Owned)
+                .with_context(|| format!("cannot read the BPF object {}", path.display()))?,
+            None => Cow::Borrowed(OBJECT),
         };
-        let mut ebpf = loaded.map_err(|error| {
+        let mut ebpf = Ebpf::load(&bytes).map_err(|error| {
             let hint = load_hint(io_error_of(&error));
             anyhow!(error).context(hint)
         })?;
