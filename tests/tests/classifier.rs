@@ -1,4 +1,8 @@
 //! The classifier in the kernel, by BPF_PROG_TEST_RUN: its verdicts against the library's on the same packets.
+#![expect(
+    clippy::unwrap_used,
+    reason = "in a test file a failed unwrap is a failed test"
+)]
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

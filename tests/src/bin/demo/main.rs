@@ -235,7 +235,7 @@ fn what_next(stage: &mut Stage) -> Result<()> {
     stage.step("What next");
     say("Everything the demo has made is gone. On a machine with a tunnel of your own:");
     plain(&format!(
-        "sudo {} run --interface wg0       answer on your tunnel (its route must cover 10.30.30.30)\n\
+        "sudo {} run --interface wg0       answer on your tunnel \n\
          sudo {} run                       no tunnel: a device of its own carries the addresses\n\
          dig @10.30.30.30 example.com      ask\n\
          interceptor status | rule --help  look, and change rules while it runs\n\
