@@ -207,7 +207,7 @@ mod programs {
             // A full table forgets another flow; failing otherwise costs a reply, which the client asks for again.
             let _ = FLOWS.insert(key, path, 0);
         }
-        count(Reason::Intercepted);
+        count(context, Reason::Intercepted);
         if interface == reader {
             return Ok(TC_ACT_UNSPEC);
         }
@@ -266,7 +266,7 @@ mod programs {
                 return Err(Reason::ReturnNoRoom);
             }
         }
-        count(Reason::Returned);
+        count(context, Reason::Returned);
         // SAFETY: a helper that takes numbers.
         Ok(unsafe { bpf_redirect(path.interface, u64::from(BPF_F_INGRESS)) } as i32)
     }
@@ -291,8 +291,7 @@ mod programs {
     /// Counts the reason and says what happens to the packet.
     #[inline(always)]
     fn conclude(context: &TcContext, reason: Reason) -> i32 {
-        count(reason);
-        log(context, reason);
+        count(context, reason);
         match reason {
             Reason::Intercepted
             | Reason::NoRule
@@ -309,7 +308,8 @@ mod programs {
     }
 
     #[inline(always)]
-    fn count(reason: Reason) {
+    fn count(context: &TcContext, reason: Reason) {
+        log(context, reason);
         if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
             // SAFETY: this CPU's own copy.
             unsafe { *counter += 1 };

@@ -73,7 +73,7 @@ fn interfaces(interfaces: &[InterfaceStatus]) -> String {
     if interfaces.is_empty() {
         return "  none: the reader device carries the virtual addresses\n".to_owned();
     }
-    let mut table = Table::new(&["NAME", "STATE", "LAYER", "MTU"], &[3]);
+    let mut table = Table::new(&["NAME", "STATE", "LAYER", "MTU", "PASSED"], &[3, 4]);
     for interface in interfaces {
         let state = match &interface.attach {
             Some(attach) => format!("{} ({attach})", interface.state),
@@ -84,6 +84,7 @@ fn interfaces(interfaces: &[InterfaceStatus]) -> String {
             state,
             interface.link_layer.clone().unwrap_or_else(absent),
             interface.mtu.map_or_else(absent, |mtu| mtu.to_string()),
+            interface.transmitted.map_or_else(absent, grouped),
         ]);
     }
     table.render("  ")
@@ -136,9 +137,9 @@ reader       tun on icept0 (MTU 1500), 1,204 packets in, 1,204 out, 0 dropped
 bypass mark  0xca6c
 
 interfaces
-  NAME  STATE           LAYER   MTU
-  wg0   attached (tcx)  ip     1420
-  wg1   waiting         -         -
+  NAME  STATE           LAYER   MTU  PASSED
+  wg0   attached (tcx)  ip     1420  12,345
+  wg1   waiting         -         -       -
 
 rules
   ID  RULE                    PACKETS    BYTES
@@ -189,6 +190,7 @@ kernel
                     attach: Some("tcx".to_owned()),
                     link_layer: Some("ip".to_owned()),
                     mtu: Some(1420),
+                    transmitted: Some(12_345),
                 },
                 InterfaceStatus {
                     name: "wg1".to_owned(),
@@ -197,6 +199,7 @@ kernel
                     attach: None,
                     link_layer: None,
                     mtu: None,
+                    transmitted: None,
                 },
             ],
             rules: vec![

@@ -66,6 +66,9 @@ pub struct InterfaceStatus {
     pub link_layer: Option<String>,
     /// Its MTU in bytes; none while it does not exist.
     pub mtu: Option<u32>,
+    /// Packets that it has transmitted since it was tapped: those that passed. The prefilter does not count what it
+    /// lets pass, for that would double what it costs.
+    pub transmitted: Option<u64>,
 }
 
 /// What the daemon does with a tunnel.

@@ -9,7 +9,7 @@ use super::rulebook::SharedKernel;
 use crate::config::Config;
 use crate::control::{InterfaceState, InterfaceStatus};
 use crate::kernel::{Attached, LinkLayer, ReturnWay};
-use crate::net::{self, Link, LinkEvent, TapLock};
+use crate::net::{self, Link, LinkEvent, TapLock, links};
 
 /// The configured tunnels and the reader device.
 pub(super) struct Taps {
@@ -37,6 +37,8 @@ enum State {
     Tapped {
         link: Link,
         attached: Attached,
+        /// Packets that it had transmitted before.
+        transmitted: u64,
         _lock: Option<TapLock>,
     },
 }
@@ -139,26 +141,7 @@ impl Taps {
 
     /// For `status`.
     pub(super) fn status(&self) -> Vec<InterfaceStatus> {
-        let tunnels = self.tunnels.iter();
-        tunnels
-            .map(|tunnel| {
-                let (state, link, attached) = match &tunnel.state {
-                    State::Absent => (InterfaceState::Waiting, None, None),
-                    State::Failed(link) => (InterfaceState::Failed, Some(link), None),
-                    State::Tapped { link, attached, .. } => {
-                        (InterfaceState::Attached, Some(link), Some(attached))
-                    }
-                };
-                InterfaceStatus {
-                    name: link.map_or(&tunnel.name, |link| &link.name).clone(),
-                    index: link.map(|link| link.index),
-                    state,
-                    attach: attached.map(ToString::to_string),
-                    link_layer: link.map(|link| link_layer_name(link).to_owned()),
-                    mtu: link.map(|link| link.mtu),
-                }
-            })
-            .collect()
+        self.tunnels.iter().map(Tunnel::status).collect()
     }
 
     fn arrived(&mut self, link: Link) -> bool {
@@ -238,10 +221,12 @@ impl Taps {
         };
         let mut kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
         let attached = kernel.tap(name, *index, layer, self.config.attach)?;
+        let transmitted = links::transmitted(name).unwrap_or(0);
         info!(interface = name, index, "tapped by {attached}");
         self.tunnels[position].state = State::Tapped {
             link,
             attached,
+            transmitted,
             _lock: lock,
         };
         Ok(())
@@ -282,6 +267,34 @@ impl Taps {
 }
 
 impl Tunnel {
+    fn status(&self) -> InterfaceStatus {
+        let (state, link) = match &self.state {
+            State::Absent => (InterfaceState::Waiting, None),
+            State::Failed(link) => (InterfaceState::Failed, Some(link)),
+            State::Tapped { link, .. } => (InterfaceState::Attached, Some(link)),
+        };
+        let mut status = InterfaceStatus {
+            name: link.map_or(&self.name, |link| &link.name).clone(),
+            index: link.map(|link| link.index),
+            state,
+            attach: None,
+            link_layer: link.map(|link| link_layer_name(link).to_owned()),
+            mtu: link.map(|link| link.mtu),
+            transmitted: None,
+        };
+        if let State::Tapped {
+            attached,
+            transmitted,
+            ..
+        } = &self.state
+        {
+            let total = links::transmitted(&status.name);
+            status.attach = Some(attached.to_string());
+            status.transmitted = total.map(|total| total.saturating_sub(*transmitted));
+        }
+        status
+    }
+
     fn index(&self) -> Option<u32> {
         match &self.state {
             State::Absent => None,

@@ -1,8 +1,7 @@
 //! Links: the host's interfaces, and what becomes of them, as a stream of events without gaps.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::fmt;
-use std::io;
+use std::{fmt, fs, io};
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, parse_string, parse_u32};
 use netlink_packet_route::link::{
@@ -190,6 +189,20 @@ pub fn list_names() -> Vec<String> {
         .iter()
         .map(|interface| interface.name().to_string_lossy().into_owned())
         .collect()
+}
+
+/// Packets that the interface called `name` has transmitted, in the calling thread's network namespace.
+pub fn transmitted(name: &str) -> Option<u64> {
+    let table = fs::read_to_string("/proc/thread-self/net/dev").ok()?;
+    transmitted_in(&table, name)
+}
+
+/// As [`transmitted`], of a table in the form of proc_net_dev(5): eight columns of what was received, then the octets
+/// and packets that were transmitted.
+fn transmitted_in(table: &str, name: &str) -> Option<u64> {
+    let mut lines = table.lines().filter_map(|line| line.split_once(':'));
+    let (_, columns) = lines.find(|(interface, _)| interface.trim() == name)?;
+    columns.split_whitespace().nth(9)?.parse().ok()
 }
 
 /// Whether the kernel would take `name` for an interface (`dev_valid_name()`).
@@ -413,6 +426,13 @@ mod tests {
     use netlink_packet_route::link::{InfoKind, LinkInfo};
 
     use super::*;
+
+    #[test]
+    fn transmitted_packets_are_the_tenth_column() {
+        let table = "Inter-|   Receive  |  Transmit\n face |bytes packets |bytes packets\n    lo:  1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n  wg0: 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36\n";
+        assert_eq!(transmitted_in(table, "wg0"), Some(30));
+        assert_eq!(transmitted_in(table, "wg"), None);
+    }
     use crate::net::testing::{in_namespace, run};
 
     #[test]
