@@ -113,3 +113,108 @@ pub const fn v6_words(octets: [u8; 16]) -> [u64; 2] {
     let number = u128::from_ne_bytes(octets).to_le();
     [(number as u64).to_le(), ((number >> 64) as u64).to_le()]
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_empty_filter_admits_nothing() {
+        let filter = Filter::EMPTY;
+        for destination in [
+            IpAddr::from([0; 4]),
+            IpAddr::from([10, 30, 30, 30]),
+            IpAddr::from([0; 16]),
+            IpAddr::from([0xff; 16]),
+        ] {
+            assert!(!filter.admits(destination, None));
+            assert!(!filter.admits(destination, Some(53)));
+        }
+    }
+
+    #[test]
+    fn a_port_of_rules_for_any_destination_is_admitted_at_all_of_them() {
+        let mut filter = Box::new(Filter::EMPTY);
+        filter.set_port(53);
+        for destination in [IpAddr::from([192, 0, 2, 1]), IpAddr::from([0x20; 16])] {
+            assert!(filter.admits(destination, Some(53)));
+            assert!(filter.admits(destination, Some(53 + 64)), "shares the bit");
+            assert!(!filter.admits(destination, Some(54)));
+            assert!(!filter.admits(destination, None));
+        }
+    }
+
+    #[test]
+    fn the_words_of_an_ipv6_address_lie_in_memory_as_it_does() {
+        let octets: [u8; 16] = std::array::from_fn(|at| at as u8);
+        let words = v6_words(octets);
+        assert_eq!(
+            [words[0].to_ne_bytes(), words[1].to_ne_bytes()].concat(),
+            octets
+        );
+    }
+
+    #[test]
+    fn one_exact_address_leaves_nearly_all_others_out() {
+        let mut filter = Box::new(Filter::EMPTY);
+        filter.v4_mask = u32::MAX;
+        filter.v6_mask = [u64::MAX; 2];
+        set_v4(&mut filter, Ipv4Addr::new(10, 30, 30, 30));
+        let admitted = (0..100_000_u32)
+            .filter(|bits| filter.admits(Ipv4Addr::from_bits(bits * 40_503).into(), None))
+            .count();
+        assert!(admitted <= 5, "{admitted} of 100,000");
+    }
+
+    #[test]
+    fn a_bit_beyond_the_bitmap_is_ignored() {
+        let mut filter = Box::new(Filter::EMPTY);
+        filter.set(WORDS * 64);
+        assert!(filter.bits.iter().all(|word| *word == 0));
+    }
+
+    proptest! {
+        #[test]
+        fn no_address_whose_prefix_is_set_is_left_out(
+            networks in prop::collection::vec((any::<u32>(), any::<u128>()), 1..50),
+            lengths in (0..=32_u32, 0..=128_u32),
+            host_bits: u128,
+            port: Option<u16>,
+        ) {
+            let v4_mask = u32::MAX.checked_shl(32 - lengths.0).unwrap_or(0);
+            let v6_mask = u128::MAX.checked_shl(128 - lengths.1).unwrap_or(0);
+            let mut filter = Box::new(Filter::EMPTY);
+            filter.v4_mask = u32::from_ne_bytes(v4_mask.to_be_bytes());
+            filter.v6_mask = v6_words(v6_mask.to_be_bytes());
+            for (v4, v6) in &networks {
+                set_v4(&mut filter, Ipv4Addr::from_bits(v4 & v4_mask));
+                set_v6(&mut filter, Ipv6Addr::from_bits(v6 & v6_mask));
+            }
+            for (v4, v6) in networks {
+                let v4 = v4 & v4_mask | host_bits as u32 & !v4_mask;
+                let v6 = v6 & v6_mask | host_bits & !v6_mask;
+                prop_assert!(filter.admits(Ipv4Addr::from_bits(v4).into(), port));
+                prop_assert!(filter.admits(Ipv6Addr::from_bits(v6).into(), port));
+            }
+        }
+
+        #[test]
+        fn every_hash_has_its_bit_in_the_bitmap(v4: [u32; 2], v6: [u64; 4]) {
+            prop_assert!(Filter::v4_bit(v4[0], v4[1]) >> 6 < WORDS);
+            prop_assert!(Filter::v6_bit([v6[0], v6[1]], [v6[2], v6[3]]) >> 6 < WORDS);
+        }
+    }
+
+    fn set_v4(filter: &mut Filter, address: Ipv4Addr) {
+        let destination = u32::from_ne_bytes(address.octets());
+        filter.set(Filter::v4_bit(filter.v4_mask, destination));
+    }
+
+    fn set_v6(filter: &mut Filter, address: Ipv6Addr) {
+        filter.set(Filter::v6_bit(filter.v6_mask, v6_words(address.octets())));
+    }
+}

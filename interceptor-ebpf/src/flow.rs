@@ -132,3 +132,208 @@ fn is_error<B: Bytes + ?Sized>(bytes: &B, headers: &Headers) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{
+        CLIENT_PORT, SERVER_PORT, client_v4, client_v6, icmp, server_v4, server_v6, swapped, tcp,
+        udp, v4, v6,
+    };
+
+    const IDENTIFIER: u16 = 0x1234;
+
+    #[test]
+    fn a_request_is_known_by_its_addresses_ports_and_protocol() {
+        assert_eq!(
+            of_request(&v4(protocol::UDP, &[], &udp())),
+            FlowKey {
+                client: client_v4(),
+                server: server_v4(),
+                client_port: CLIENT_PORT,
+                server_port: SERVER_PORT,
+                protocol: u32::from(protocol::UDP),
+            }
+        );
+    }
+
+    #[test]
+    fn replies_belong_to_the_flow_of_their_requests() {
+        let chain = [(protocol::HOP_BY_HOP, 8), (protocol::AUTHENTICATION, 24)];
+        for request in [
+            v4(protocol::UDP, &[], &udp()),
+            v4(protocol::TCP, &[], &tcp()),
+            v4(protocol::UDP, &[1; 24], &udp()),
+            v6(&[], protocol::UDP, &udp()),
+            v6(&[], protocol::TCP, &tcp()),
+            v6(&chain, protocol::TCP, &tcp()),
+        ] {
+            let transport = Headers::parse(request.as_slice(), 0).unwrap().transport;
+            let reply = swapped(&request, Some(transport));
+            assert_eq!(of_reply(&reply), Ok(of_request(&request)));
+        }
+    }
+
+    #[test]
+    fn a_reply_needs_no_ipv4_options_although_the_request_has_them() {
+        let request = v4(protocol::UDP, &[1; 8], &udp());
+        let reply = swapped(&v4(protocol::UDP, &[], &udp()), Some(20));
+        assert_eq!(of_reply(&reply), Ok(of_request(&request)));
+    }
+
+    #[test]
+    fn an_echo_reply_belongs_to_the_flow_of_its_request() {
+        let request = v4(protocol::ICMP, &[], &icmp(ICMP_ECHO, IDENTIFIER));
+        let reply = swapped(
+            &v4(protocol::ICMP, &[], &icmp(ICMP_ECHO_REPLY, IDENTIFIER)),
+            None,
+        );
+        assert_eq!(of_reply(&reply), Ok(of_request(&request)));
+        assert_eq!(of_request(&request).client_port, IDENTIFIER);
+
+        let request = v6(&[], protocol::ICMPV6, &icmp(ICMPV6_ECHO, IDENTIFIER));
+        let reply = swapped(
+            &v6(&[], protocol::ICMPV6, &icmp(ICMPV6_ECHO_REPLY, IDENTIFIER)),
+            None,
+        );
+        assert_eq!(of_reply(&reply), Ok(of_request(&request)));
+        assert_eq!(of_request(&request).client, client_v6());
+    }
+
+    #[test]
+    fn pings_with_different_identifiers_are_different_flows() {
+        let ping = |identifier| v4(protocol::ICMP, &[], &icmp(ICMP_ECHO, identifier));
+        assert_ne!(of_request(&ping(1)), of_request(&ping(2)));
+    }
+
+    #[test]
+    fn the_types_of_one_icmp_are_not_taken_for_those_of_the_other() {
+        let v4_kind = v6(&[], protocol::ICMPV6, &icmp(ICMP_ECHO, IDENTIFIER));
+        let v6_kind = v4(protocol::ICMP, &[], &icmp(ICMPV6_ECHO, IDENTIFIER));
+        assert_eq!(of_request(&v4_kind).client_port, 0);
+        assert_eq!(of_request(&v6_kind).client_port, 0);
+    }
+
+    #[test]
+    fn an_unreachable_message_belongs_to_the_flow_that_it_quotes() {
+        for request in [
+            v4(protocol::UDP, &[], &udp()),
+            v4(protocol::UDP, &[1; 12], &udp()),
+            v4(protocol::ICMP, &[], &icmp(ICMP_ECHO, IDENTIFIER)),
+            v6(&[], protocol::UDP, &udp()),
+            v6(&[(protocol::DESTINATION_OPTIONS, 8)], protocol::TCP, &tcp()),
+        ] {
+            assert_eq!(of_reply(&about(&request)), Ok(of_request(&request)));
+        }
+    }
+
+    #[test]
+    fn eight_octets_of_the_quoted_payload_are_enough() {
+        let request = v4(protocol::TCP, &[], &tcp());
+        assert_eq!(of_reply(&about(&request[..28])), Ok(of_request(&request)));
+    }
+
+    #[test]
+    fn every_icmpv6_error_belongs_to_the_flow_that_it_quotes() {
+        let request = v6(&[], protocol::UDP, &udp());
+        for kind in ICMPV6_UNREACHABLE..=ICMPV6_PARAMETER_PROBLEM {
+            let mut error = about(&request);
+            error[40] = kind;
+            assert_eq!(of_reply(&error), Ok(of_request(&request)));
+        }
+    }
+
+    #[test]
+    fn an_unreachable_message_that_quotes_too_little_is_malformed() {
+        let request = v4(protocol::UDP, &[], &udp());
+        for length in 0..24 {
+            assert_eq!(of_reply(&about(&request[..length])), Err(Reason::Malformed));
+        }
+    }
+
+    #[test]
+    fn an_icmp_message_without_an_identifier_is_a_flow_without_ports() {
+        for length in 0..6 {
+            let request = v4(protocol::ICMP, &[], &icmp(ICMP_ECHO, IDENTIFIER)[..length]);
+            let key = of_request(&request);
+            assert_eq!((key.client_port, key.server_port), (0, 0));
+        }
+    }
+
+    #[test]
+    fn frames_go_back_to_where_they_came_from() {
+        let path = Path::ethernet(7, [1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 0x86, 0xdd]);
+        assert_eq!(
+            path.header,
+            [2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 0x86, 0xdd]
+        );
+        assert_eq!((path.interface, path.ethernet), (7, 1));
+    }
+
+    #[test]
+    fn keys_and_paths_have_no_holes_that_the_kernel_would_hash() {
+        assert_eq!(size_of::<FlowKey>(), 16 + 16 + 2 + 2 + 4);
+        assert_eq!(size_of::<Path>(), 4 + 4 + 14 + 2);
+    }
+
+    proptest! {
+        #[test]
+        fn random_ports_and_identifiers_come_back(client: u16, server: u16, over_tcp: bool) {
+            let (number, mut payload) = if over_tcp {
+                (protocol::TCP, tcp())
+            } else {
+                (protocol::UDP, udp())
+            };
+            payload[..2].copy_from_slice(&client.to_be_bytes());
+            payload[2..4].copy_from_slice(&server.to_be_bytes());
+            let request = v6(&[], number, &payload);
+
+            let key = of_request(&request);
+
+            prop_assert_eq!((key.client_port, key.server_port), (client, server));
+            prop_assert_eq!((key.client, key.server), (client_v6(), server_v6()));
+            prop_assert_eq!(of_reply(&swapped(&request, Some(40))), Ok(key));
+            prop_assert_eq!(of_reply(&about(&request)), Ok(key));
+        }
+
+        #[test]
+        fn no_message_breaks_the_reading_of_flows(
+            v6_wanted: bool,
+            payload in prop::collection::vec(any::<u8>(), 0..80),
+            cut in 0..120_usize,
+        ) {
+            let mut packet = if v6_wanted {
+                v6(&[], protocol::ICMPV6, &payload)
+            } else {
+                v4(protocol::ICMP, &[], &payload)
+            };
+            packet.truncate(cut);
+            if let Ok(headers) = Headers::parse(packet.as_slice(), 0) {
+                let _ = FlowKey::of_request(packet.as_slice(), &headers);
+                let _ = FlowKey::of_reply(packet.as_slice(), &headers);
+            }
+        }
+    }
+
+    fn of_request(packet: &[u8]) -> FlowKey {
+        let headers = Headers::parse(packet, 0).unwrap();
+        FlowKey::of_request(packet, &headers)
+    }
+
+    fn of_reply(packet: &[u8]) -> Result<FlowKey, Reason> {
+        let headers = Headers::parse(packet, 0).unwrap();
+        FlowKey::of_reply(packet, &headers)
+    }
+
+    /// An unreachable message from the server to the client that quotes `request`.
+    fn about(request: &[u8]) -> Vec<u8> {
+        let quoting = |kind| [&[kind, 3, 0, 0, 0, 0, 0, 0], request].concat();
+        let packet = match request.first() {
+            Some(0x60) => v6(&[], protocol::ICMPV6, &quoting(ICMPV6_UNREACHABLE)),
+            _ => v4(protocol::ICMP, &[], &quoting(ICMP_UNREACHABLE)),
+        };
+        swapped(&packet, None)
+    }
+}

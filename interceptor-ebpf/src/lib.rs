@@ -15,6 +15,8 @@ pub mod filter;
 pub mod flow;
 pub mod headers;
 pub mod rules;
+#[cfg(test)]
+mod testing;
 
 pub use classify::{Match, Reason, classify};
 pub use control::Control;
