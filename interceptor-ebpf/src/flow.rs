@@ -1,8 +1,8 @@
 //! Where a flow came from, so that its replies go back there.
 
-use crate::classify::Reason;
 use crate::headers::{Address, Bytes, Headers};
 use crate::protocol;
+use crate::reason::Reason;
 
 /// Flows remembered at most; the least recently used one is forgotten first.
 pub const MAX_FLOWS: u32 = 65_536;
@@ -49,18 +49,14 @@ impl FlowKey {
     /// The flow of a packet on its way to a virtual address.
     #[inline(always)]
     pub fn of_request<B: Bytes + ?Sized>(bytes: &B, headers: &Headers) -> Self {
-        let mut key = Self {
+        let (client_port, server_port) = ports(bytes, headers);
+        Self {
             client: headers.source,
             server: headers.destination,
-            client_port: headers.source_port,
-            server_port: headers.destination_port,
+            client_port,
+            server_port,
             protocol: u32::from(headers.protocol),
-        };
-        if let Some(identifier) = echo_identifier(bytes, headers) {
-            key.client_port = identifier;
-            key.server_port = identifier;
         }
-        key
     }
 
     /// The flow that a packet from a virtual address belongs to; of an ICMP error, the flow that it is about.
@@ -73,18 +69,14 @@ impl FlowKey {
             let quoted = Headers::parse(bytes, headers.transport + 8)?;
             return Ok(Self::of_request(bytes, &quoted));
         }
-        let mut key = Self {
+        let (server_port, client_port) = ports(bytes, headers);
+        Ok(Self {
             client: headers.destination,
             server: headers.source,
-            client_port: headers.destination_port,
-            server_port: headers.source_port,
+            client_port,
+            server_port,
             protocol: u32::from(headers.protocol),
-        };
-        if let Some(identifier) = echo_identifier(bytes, headers) {
-            key.client_port = identifier;
-            key.server_port = identifier;
-        }
-        Ok(key)
+        })
     }
 }
 
@@ -105,6 +97,15 @@ impl Path {
             header,
             padding: [0; 2],
         }
+    }
+}
+
+/// The source's and the destination's port; for an echo its identifier is both.
+#[inline(always)]
+fn ports<B: Bytes + ?Sized>(bytes: &B, headers: &Headers) -> (u16, u16) {
+    match echo_identifier(bytes, headers) {
+        Some(identifier) => (identifier, identifier),
+        None => (headers.source_port, headers.destination_port),
     }
 }
 

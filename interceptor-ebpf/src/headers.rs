@@ -1,7 +1,7 @@
 //! IP headers as the classifier needs them: addresses, protocol and ports, or the reason why not.
 
-use crate::classify::Reason;
 use crate::protocol;
+use crate::reason::Reason;
 
 /// Extension headers that are followed before a packet is let pass as too deep (RFC 8200 §4.1 names five kinds).
 pub const MAX_EXTENSION_HEADERS: usize = 6;

@@ -14,14 +14,16 @@ pub mod control;
 pub mod filter;
 pub mod flow;
 pub mod headers;
+pub mod reason;
 pub mod rules;
 #[cfg(test)]
 mod testing;
 
-pub use classify::{Match, Reason, classify};
+pub use classify::{Match, classify};
 pub use control::Control;
 pub use filter::Filter;
 pub use headers::{Address, Bytes, Headers};
+pub use reason::Reason;
 
 /// An IPv4, IPv6 or Ethernet protocol number as it stands in a header.
 pub mod protocol {

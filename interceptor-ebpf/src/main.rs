@@ -27,11 +27,12 @@ mod programs {
     use aya_ebpf::maps::lpm_trie::Key;
     use aya_ebpf::maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray};
     use aya_ebpf::programs::TcContext;
-    use interceptor_ebpf::classify::{Match, Reason, Rules, classify};
+    use interceptor_ebpf::classify::{Match, Rules, classify};
     use interceptor_ebpf::control::{Control, REDIRECTED};
     use interceptor_ebpf::filter::Filter;
     use interceptor_ebpf::flow::{FlowKey, MAX_FLOWS, Path};
     use interceptor_ebpf::headers::{Address, Bytes, Headers};
+    use interceptor_ebpf::reason::Reason;
     use interceptor_ebpf::rules::{
         Destination, ExactKey, MAX_DESTINATIONS, MAX_PORTS, MAX_RULES, PortKey, PrefixKey,
         RuleCounter,
