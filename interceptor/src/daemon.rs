@@ -44,9 +44,9 @@ pub async fn run(config: Config) -> Result<()> {
     raise_file_limit();
     let mut signals = Signals::new()?;
     let socket = control::bind(&config.control).await?;
-    let daemon = Daemon::start(&config).await?;
+    let mut daemon = Daemon::start(&config).await?;
     let stop = CancellationToken::new();
-    let backend = Arc::new(DaemonBackend::new(&daemon));
+    let backend = Arc::new(DaemonBackend::new(daemon.parts.clone()));
     let serving = tokio::spawn(control::serve(socket, backend, stop.clone()));
     info!(version = env!("CARGO_PKG_VERSION"), "ready");
     notify(&[NotifyState::Ready]);
@@ -64,8 +64,9 @@ pub async fn run(config: Config) -> Result<()> {
     outcome
 }
 
-/// The running parts.
-struct Daemon {
+/// The running parts, shared with the control API.
+#[derive(Clone)]
+struct Parts {
     kernel: SharedKernel,
     taps: Arc<AsyncMutex<Taps>>,
     routing: Arc<AsyncMutex<Routing>>,
@@ -73,9 +74,27 @@ struct Daemon {
     dns: Arc<dns::Server>,
     netstack: netstack::Handle,
     bypass: Bypass,
-    links: AsyncMutex<LinkWatch>,
-    routes: AsyncMutex<RouteWatch>,
+    /// The reader device's name.
     device: String,
+}
+
+impl Parts {
+    /// Brings routes, mark and MTU in line with the host and the rules.
+    async fn review(&self) {
+        let mut taps = self.taps.lock().await;
+        let mut routing = self.routing.lock().await;
+        routing.review(&mut taps, &self.rulebook).await;
+        let reader = u32::from(READER_MTU);
+        let mtu = taps.smallest_mtu().map_or(reader, |mtu| mtu.min(reader));
+        self.netstack.set_mtu(mtu as usize);
+    }
+}
+
+/// The daemon while it runs.
+struct Daemon {
+    parts: Parts,
+    links: LinkWatch,
+    routes: RouteWatch,
 }
 
 impl Daemon {
@@ -104,7 +123,7 @@ impl Daemon {
         let mut taps = Taps::new(config, kernel.clone(), &device, index);
         taps.start(&present)?;
         let routing = Routing::new(config, index, bypass.clone(), kernel.clone());
-        let daemon = Self {
+        let parts = Parts {
             kernel,
             taps: Arc::new(AsyncMutex::new(taps)),
             routing: Arc::new(AsyncMutex::new(routing)),
@@ -112,20 +131,20 @@ impl Daemon {
             dns,
             netstack,
             bypass,
-            links: AsyncMutex::new(links),
-            routes: AsyncMutex::new(routes),
             device,
         };
-        daemon.review().await;
-        Ok(daemon)
+        parts.review().await;
+        Ok(Self {
+            parts,
+            links,
+            routes,
+        })
     }
 
     /// Follows the host's changes until a signal.
-    async fn follow(&self, signals: &mut Signals) -> Result<()> {
-        let mut links = self.links.lock().await;
-        let mut routes = self.routes.lock().await;
-        let mut tick =
-            time::interval(watchdog_interval().map_or(TICK, |limit| TICK.min(limit / 2)));
+    async fn follow(&mut self, signals: &mut Signals) -> Result<()> {
+        let watchdog = sd_notify::watchdog_enabled();
+        let mut tick = time::interval(watchdog.map_or(TICK, |limit| TICK.min(limit / 2)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -133,61 +152,46 @@ impl Daemon {
                     info!("stopping");
                     return Ok(());
                 }
-                ended = self.netstack.ended() => {
+                ended = self.parts.netstack.ended() => {
                     ended.context("the reader device failed")?;
                     bail!("the reader device was closed");
                 }
-                event = links.next() => {
+                event = self.links.next() => {
                     let event = event.context("cannot follow the host's interfaces any more")?;
                     debug!(?event, "link");
-                    if self.taps.lock().await.follow(event) {
-                        self.review().await;
+                    if self.parts.taps.lock().await.follow(event) {
+                        self.parts.review().await;
                     }
                 }
-                changed = routes.changed() => {
+                changed = self.routes.changed() => {
                     changed.context("cannot follow the host's routes any more")?;
-                    self.review().await;
+                    self.parts.review().await;
                 }
-                _ = tick.tick() => self.tick().await,
+                _ = tick.tick() => {
+                    notify(&[NotifyState::Watchdog]);
+                    if self.parts.taps.lock().await.retry() {
+                        self.parts.review().await;
+                    }
+                }
             }
-        }
-    }
-
-    /// Brings routes, mark and MTU in line with the host.
-    async fn review(&self) {
-        review(&self.taps, &self.routing, &self.rulebook, &self.netstack).await;
-    }
-
-    async fn tick(&self) {
-        notify(&[NotifyState::Watchdog]);
-        if self.taps.lock().await.retry() {
-            self.review().await;
         }
     }
 
     /// Stops intercepting first, so that nothing new comes; answers what is in flight; then closes the device.
     async fn stop(&self, patience: Duration) {
-        self.taps.lock().await.leave();
-        self.netstack.drain();
-        if !self.dns.drain(patience).await {
+        let Parts {
+            taps,
+            dns,
+            netstack,
+            ..
+        } = &self.parts;
+        taps.lock().await.leave();
+        netstack.drain();
+        if !dns.drain(patience).await {
             warn!("some queries were not answered in time");
         }
-        self.netstack.shutdown().await;
+        netstack.shutdown().await;
     }
-}
-
-/// See [`Daemon::review`]; rules that change through the control API ask for it too.
-async fn review(
-    taps: &AsyncMutex<Taps>,
-    routing: &AsyncMutex<Routing>,
-    rulebook: &Rulebook,
-    netstack: &netstack::Handle,
-) {
-    let mut taps = taps.lock().await;
-    routing.lock().await.review(&mut taps, rulebook).await;
-    let reader = u32::from(READER_MTU);
-    let mtu = taps.smallest_mtu().map_or(reader, |mtu| mtu.min(reader));
-    netstack.set_mtu(usize::try_from(mtu).unwrap_or(usize::from(READER_MTU)));
 }
 
 /// Loads the kernel half. Without tunnels it only counts, so that the daemon can do without.
@@ -244,9 +248,4 @@ fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         debug!(%error, "the service manager cannot be notified");
     }
-}
-
-/// How often the service manager wants to hear from us.
-fn watchdog_interval() -> Option<Duration> {
-    sd_notify::watchdog_enabled()
 }
