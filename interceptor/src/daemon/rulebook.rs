@@ -161,9 +161,10 @@ impl Edition {
         if let Some(id) = self.compiled.find(transport, to, port) {
             return self.set.get(id);
         }
-        let mut leaving = self.leaving.iter();
-        let (until, rule) = leaving.find(|(_, rule)| rule.takes(transport, to, port))?;
-        (Instant::now() < *until).then_some(rule)
+        let takes = |(_, rule): &&(Instant, Rule)| rule.takes(transport, to, port);
+        let mut leaving = self.leaving.iter().filter(takes);
+        let (_, rule) = leaving.find(|(until, _)| Instant::now() < *until)?;
+        Some(rule)
     }
 
     fn still_leaving(&self) -> Vec<(Instant, Rule)> {
