@@ -4,9 +4,10 @@ mod backend;
 mod check;
 mod routing;
 mod rulebook;
+mod shared_kernel;
 mod taps;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -28,7 +29,8 @@ use crate::reader::tun::TunReader;
 use crate::{control, dns, netstack};
 use backend::DaemonBackend;
 use routing::Routing;
-use rulebook::{Rulebook, SharedKernel};
+use rulebook::Rulebook;
+use shared_kernel::SharedKernel;
 use taps::Taps;
 
 /// The reader device's MTU in bytes, which holds for clients that reach it by a route.
@@ -106,7 +108,7 @@ impl Daemon {
             config.bypass.device.as_deref(),
         );
         let kernel = load_kernel(config, &device, index, &bypass)?;
-        let rulebook = Rulebook::new(&config.rules, kernel.clone()).await?;
+        let rulebook = Rulebook::new(&config.rules, kernel.clone())?;
         let dns = dns::Server::new(config.dns.clone(), bypass.clone());
         let netstack = netstack::spawn(
             reader,
@@ -202,10 +204,10 @@ fn load_kernel(config: &Config, device: &str, index: u32, bypass: &Bypass) -> Re
         Ok(kernel)
     });
     match loaded {
-        Ok(kernel) => Ok(Some(Arc::new(Mutex::new(kernel)))),
+        Ok(kernel) => Ok(SharedKernel::new(kernel)),
         Err(error) if config.interfaces.is_empty() => {
             warn!("rules have no counters: {error:#}");
-            Ok(None)
+            Ok(SharedKernel::default())
         }
         Err(error) => Err(error),
     }

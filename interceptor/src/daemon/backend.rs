@@ -1,7 +1,6 @@
 //! What the control API sees of the daemon.
 
 use std::process;
-use std::sync::PoisonError;
 use std::time::Instant;
 
 use tracing::info;
@@ -27,11 +26,8 @@ impl DaemonBackend {
 
     /// A rule's status; without the kernel half nothing is counted.
     fn rule_status(&self, id: RuleId, rule: Rule) -> RuleStatus {
-        let counter = self.parts.kernel.as_ref().and_then(|kernel| {
-            let kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
-            kernel.counter(id).ok()
-        });
-        let counter = counter.unwrap_or_default();
+        let counter = self.parts.kernel.with(|kernel| kernel.counter(id));
+        let counter = counter.and_then(Result::ok).unwrap_or_default();
         RuleStatus {
             id,
             rule,
@@ -53,11 +49,8 @@ impl Backend for DaemonBackend {
             latency_microseconds: upstream.latency_us,
             last_error: upstream.last_error.clone(),
         });
-        let kernel = self.parts.kernel.as_ref().and_then(|kernel| {
-            let kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
-            kernel.reasons().ok()
-        });
-        let kernel = kernel.unwrap_or_default();
+        let reasons = self.parts.kernel.with(|kernel| kernel.reasons());
+        let reasons = reasons.and_then(Result::ok).unwrap_or_default();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: process::id(),
@@ -73,7 +66,7 @@ impl Backend for DaemonBackend {
             interfaces,
             rules: self.rules(),
             upstreams: upstreams.collect(),
-            kernel: kernel
+            kernel: reasons
                 .into_iter()
                 .map(|(reason, packets)| (reason.to_owned(), packets))
                 .collect(),

@@ -6,6 +6,7 @@ use crate::net::{Link, NoSuchInterface, links, wireguard};
 
 use super::routing::{self, upstream_warning};
 use super::rulebook::Rulebook;
+use super::shared_kernel::SharedKernel;
 
 /// What would stand in the daemon's way here: interfaces that are missing, upstreams that would be asked through the
 /// tunnel.
@@ -30,7 +31,7 @@ pub async fn check(config: &Config) -> Vec<Finding> {
         None => mark_of(&tunnels).await,
     };
     let bypass = Bypass::new(mark, config.bypass.device.as_deref());
-    match Rulebook::new(&config.rules, None).await {
+    match Rulebook::new(&config.rules, SharedKernel::default()) {
         Ok(rulebook) => {
             for upstream in &config.dns.upstreams {
                 let upstream = upstream.address();

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::PoisonError;
 
 use ipnet::IpNet;
 use tracing::{debug, info, warn};
 
-use super::rulebook::{Rulebook, SharedKernel};
+use super::rulebook::Rulebook;
+use super::shared_kernel::SharedKernel;
 use super::taps::Taps;
 use crate::bypass::Bypass;
 use crate::config::Config;
@@ -89,12 +89,9 @@ impl Routing {
         if mark == self.bypass.mark() {
             return;
         }
-        if let Some(kernel) = &self.kernel {
-            let mut kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Err(error) = kernel.exempt(mark) {
-                warn!("{error:#}");
-                return;
-            }
+        if let Some(Err(error)) = self.kernel.with(|kernel| kernel.exempt(mark)) {
+            warn!("{error:#}");
+            return;
         }
         self.bypass.set_mark(mark);
         info!("upstream traffic carries the mark {mark:#x}");

@@ -1,17 +1,16 @@
 //! The rules in force: one set, compiled, obeyed by the kernel and by user space.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use tokio::sync::Mutex as AsyncMutex;
-use tokio::task;
 
+use super::shared_kernel::SharedKernel;
 use crate::dns;
-use crate::kernel::Kernel;
 use crate::rules::{Compiled, Rule, RuleError, RuleId, RuleSet, ServiceName, Transport};
 use crate::service::{Directory, Service};
 
@@ -20,9 +19,6 @@ const DNS_PORT: u16 = 53;
 
 /// How long packets that the kernel has sent here may be on their way.
 const UNDERWAY: Duration = Duration::from_secs(1);
-
-/// The kernel half where there is one; shared, because its system calls may wait and so run beside the async tasks.
-pub(super) type SharedKernel = Option<Arc<Mutex<Kernel>>>;
 
 /// The rules, and who obeys them.
 pub(super) struct Rulebook {
@@ -56,7 +52,7 @@ pub(super) enum ChangeError {
 
 impl Rulebook {
     /// Puts `rules` into force.
-    pub(super) async fn new(rules: &[Rule], kernel: SharedKernel) -> Result<Self> {
+    pub(super) fn new(rules: &[Rule], kernel: SharedKernel) -> Result<Self> {
         let set = RuleSet::new(rules.iter().cloned())?;
         let edition = Arc::new(Edition::new(set, Vec::new())?);
         let book = Self {
@@ -64,7 +60,7 @@ impl Rulebook {
             current: Arc::new(ArcSwap::new(Arc::clone(&edition))),
             kernel,
         };
-        book.tell_kernel(edition, None).await?;
+        book.tell_kernel(&edition, None)?;
         Ok(book)
     }
 
@@ -85,7 +81,7 @@ impl Rulebook {
         let edition = Arc::new(Edition::new(set, current.still_leaving())?);
         // User space first: it must know the rule before the kernel sends it packets.
         let before = self.current.swap(Arc::clone(&edition));
-        if let Err(error) = self.tell_kernel(edition, Some(id)).await {
+        if let Err(error) = self.tell_kernel(&edition, Some(id)) {
             self.current.store(before);
             return Err(error.into());
         }
@@ -101,7 +97,7 @@ impl Rulebook {
         let mut leaving = current.still_leaving();
         leaving.push((Instant::now() + UNDERWAY, rule.clone()));
         let edition = Arc::new(Edition::new(set, leaving)?);
-        self.tell_kernel(Arc::clone(&edition), None).await?;
+        self.tell_kernel(&edition, None)?;
         self.current.store(edition);
         Ok(rule)
     }
@@ -131,19 +127,14 @@ impl Rulebook {
             .is_some()
     }
 
-    async fn tell_kernel(&self, edition: Arc<Edition>, fresh: Option<RuleId>) -> Result<()> {
-        let Some(kernel) = self.kernel.clone() else {
-            return Ok(());
-        };
-        task::spawn_blocking(move || {
-            let mut kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
+    fn tell_kernel(&self, edition: &Edition, fresh: Option<RuleId>) -> Result<()> {
+        let told = self.kernel.with(|kernel| {
             if let Some(id) = fresh {
                 kernel.reset_counter(id)?;
             }
             kernel.apply(&edition.compiled)
-        })
-        .await
-        .context("the rules could not be changed")?
+        });
+        told.unwrap_or(Ok(()))
     }
 }
 
@@ -195,5 +186,24 @@ impl Directory for Services {
     fn echoes(&self, destination: IpAddr) -> bool {
         let edition = self.rules.load();
         edition.rule(None, destination, 0).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_that_has_left_is_known_for_a_moment_even_if_it_left_before() {
+        let rule: Rule = "10.30.30.30 udp port 53".parse().unwrap();
+        let (past, future) = (Instant::now(), Instant::now() + UNDERWAY);
+        let find = |leaving| {
+            let edition = Edition::new(RuleSet::default(), leaving).unwrap();
+            let to = "10.30.30.30".parse().unwrap();
+            edition.rule(Some(Transport::Udp), to, 53).cloned()
+        };
+        assert_eq!(find(vec![(past, rule.clone())]), None);
+        let twice = vec![(past, rule.clone()), (future, rule.clone())];
+        assert_eq!(find(twice), Some(rule));
     }
 }

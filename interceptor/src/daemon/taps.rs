@@ -1,11 +1,9 @@
 //! The tunnels: tapped when they appear, left when they vanish, followed when they change.
 
-use std::sync::PoisonError;
-
 use anyhow::{Result, anyhow, bail};
 use tracing::{debug, info, warn};
 
-use super::rulebook::SharedKernel;
+use super::shared_kernel::SharedKernel;
 use crate::config::Config;
 use crate::control::{InterfaceState, InterfaceStatus};
 use crate::kernel::{Attached, LinkLayer, ReturnWay};
@@ -112,7 +110,7 @@ impl Taps {
     pub(super) fn leave(&mut self) {
         for tunnel in &mut self.tunnels {
             if let State::Tapped { link, .. } = &tunnel.state {
-                untap(&self.kernel, link.index);
+                self.kernel.with(|kernel| kernel.untap(link.index));
             }
             tunnel.state = State::Absent;
         }
@@ -156,7 +154,7 @@ impl Taps {
                 interface = link.name,
                 "another interface has taken the name; leaving {}", old.name
             );
-            untap(&self.kernel, old.index);
+            self.kernel.with(|kernel| kernel.untap(old.index));
         }
         let name = link.name.clone();
         match self.tap(position, link.clone()) {
@@ -191,7 +189,7 @@ impl Taps {
         let Some(position) = self.position(|tunnel| tunnel.index() == Some(gone.index)) else {
             return false;
         };
-        untap(&self.kernel, gone.index);
+        self.kernel.with(|kernel| kernel.untap(gone.index));
         let tunnel = &mut self.tunnels[position];
         tunnel.state = State::Absent;
         info!(
@@ -216,11 +214,12 @@ impl Taps {
         } else {
             Some(lock(&link)?)
         };
-        let Some(kernel) = &self.kernel else {
+        let tapped = self
+            .kernel
+            .with(|kernel| kernel.tap(name, *index, layer, self.config.attach));
+        let Some(attached) = tapped.transpose()? else {
             bail!("{name}: the kernel half is not loaded");
         };
-        let mut kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
-        let attached = kernel.tap(name, *index, layer, self.config.attach)?;
         let transmitted = links::transmitted(name).unwrap_or(0);
         info!(interface = name, index, "tapped by {attached}");
         self.tunnels[position].state = State::Tapped {
@@ -234,9 +233,6 @@ impl Taps {
 
     /// Tells the kernel where replies go.
     fn update_return(&self) -> Result<()> {
-        let Some(kernel) = &self.kernel else {
-            return Ok(());
-        };
         let mut links = self.tapped();
         let way = match (links.next(), links.next()) {
             (None, _) => ReturnWay::Direct,
@@ -250,15 +246,17 @@ impl Taps {
                     .map_or(0, |link| link.index),
             },
         };
-        let mut kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
         let (device, index) = &self.reader;
-        // What comes by a route is counted, and told from what tunnels brought, on the reader device itself.
-        if matches!(way, ReturnWay::Tunnel(_)) {
-            kernel.untap(*index);
-        } else if !kernel.is_tapped(*index) {
-            kernel.tap(device, *index, LinkLayer::Ip, self.config.attach)?;
-        }
-        kernel.return_by(way)
+        let told = self.kernel.with(|kernel| {
+            // What comes by a route is counted, and told from what tunnels brought, on the reader device itself.
+            if matches!(way, ReturnWay::Tunnel(_)) {
+                kernel.untap(*index);
+            } else if !kernel.is_tapped(*index) {
+                kernel.tap(device, *index, LinkLayer::Ip, self.config.attach)?;
+            }
+            kernel.return_by(way)
+        });
+        told.unwrap_or(Ok(()))
     }
 
     fn position(&self, matches: impl Fn(&Tunnel) -> bool) -> Option<usize> {
@@ -315,13 +313,6 @@ fn lock(link: &Link) -> Result<TapLock> {
         }
         error @ net::LockError::Socket { .. } => anyhow!(error).context(name.clone()),
     })
-}
-
-fn untap(kernel: &SharedKernel, index: u32) {
-    if let Some(kernel) = kernel {
-        let mut kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
-        kernel.untap(index);
-    }
 }
 
 fn link_layer(link: &Link) -> Option<LinkLayer> {
