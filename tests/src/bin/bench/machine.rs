@@ -1,0 +1,104 @@
+//! What the figures were measured on.
+
+use std::fs;
+use std::thread;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use crate::bench::Effort;
+
+/// The machine and the circumstances, in a report.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Machine {
+    /// The processor's model.
+    pub(crate) cpu: String,
+    /// Processors this process may use.
+    pub(crate) cores: usize,
+    /// Whether a hypervisor is beneath.
+    pub(crate) virtualised: bool,
+    /// MiB.
+    pub(crate) memory: u64,
+    pub(crate) architecture: &'static str,
+    pub(crate) os: String,
+    pub(crate) kernel: String,
+    /// Whether BPF programs are compiled to machine code (`net.core.bpf_jit_enable`).
+    pub(crate) bpf_jit: bool,
+    /// Mean number of running processes over the minute before the start.
+    pub(crate) load: f64,
+    /// The start, UTC, RFC 3339.
+    pub(crate) date: String,
+    pub(crate) interceptor: &'static str,
+    pub(crate) effort: Effort,
+}
+
+impl Machine {
+    /// This machine, as far as it tells.
+    pub(crate) fn here(effort: Effort) -> Self {
+        let cpu = read("/proc/cpuinfo");
+        let flags = value(&cpu, "flags", ':').unwrap_or_default();
+        Self {
+            cpu: value(&cpu, "model name", ':').map_or_else(unknown, str::to_owned),
+            cores: thread::available_parallelism().map_or(0, Into::into),
+            virtualised: flags.split_whitespace().any(|flag| flag == "hypervisor"),
+            memory: value(&read("/proc/meminfo"), "MemTotal", ':')
+                .and_then(first_number)
+                .map_or(0, |kibibytes: u64| kibibytes / 1024),
+            architecture: std::env::consts::ARCH,
+            os: value(&read("/etc/os-release"), "PRETTY_NAME", '=')
+                .map_or_else(unknown, |name| name.trim_matches('"').to_owned()),
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            bpf_jit: read("/proc/sys/net/core/bpf_jit_enable").trim() != "0",
+            load: first_number(&read("/proc/loadavg")).unwrap_or(0.0),
+            date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            interceptor: env!("CARGO_PKG_VERSION"),
+            effort,
+        }
+    }
+}
+
+/// The file's text; empty where it cannot be read.
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// What stands after the key on the first line that begins with it.
+fn value<'a>(text: &'a str, key: &str, separator: char) -> Option<&'a str> {
+    text.lines().find_map(|line| {
+        let (name, value) = line.split_once(separator)?;
+        (name.trim() == key).then(|| value.trim())
+    })
+}
+
+fn first_number<N: std::str::FromStr>(text: &str) -> Option<N> {
+    text.split_whitespace().next()?.parse().ok()
+}
+
+fn unknown() -> String {
+    "unknown".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_found_by_its_whole_key() {
+        let text = "model\t\t: 1\nmodel name\t: AMD EPYC\nMemTotal:  2048 kB\n";
+
+        assert_eq!(value(text, "model name", ':'), Some("AMD EPYC"));
+        assert_eq!(
+            value(text, "MemTotal", ':').and_then(first_number),
+            Some(2048)
+        );
+        assert_eq!(value(text, "model n", ':'), None);
+    }
+
+    #[test]
+    fn this_machine_has_cores_and_a_kernel() {
+        let machine = Machine::here(Effort::Quick);
+
+        assert!(machine.cores > 0);
+        assert!(!machine.kernel.is_empty());
+    }
+}

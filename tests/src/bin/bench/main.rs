@@ -1,0 +1,169 @@
+//! The benchmark: suites of measurements, and a report of what they gave.
+
+mod bench;
+mod classify;
+mod interrupt;
+mod machine;
+mod progress;
+mod report;
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser;
+use nix::unistd::geteuid;
+
+use crate::bench::{Bench, Effort};
+use crate::interrupt::Interrupt;
+use crate::machine::Machine;
+use crate::report::Report;
+
+/// Every suite, in the order in which they run.
+const SUITES: [Suite; 1] = [Suite {
+    name: classify::NAME,
+    method: classify::METHOD,
+    run: classify::run,
+}];
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let suites = match chosen(&options.suites) {
+        Ok(suites) => suites,
+        Err(unknown) => {
+            eprintln!("bench: {unknown}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(&options, &suites) {
+        Ok(Outcome::Complete) => ExitCode::SUCCESS,
+        Ok(Outcome::Interrupted) => ExitCode::from(interrupt::EXIT_CODE),
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measures how fast interceptor is.
+#[derive(Debug, Parser)]
+#[command(name = "bench")]
+struct Options {
+    /// The suites to run; all of them when none is named.
+    #[arg(value_name = "SUITE")]
+    suites: Vec<String>,
+    /// Fewer rounds: figures to look at, not to publish.
+    #[arg(long)]
+    quick: bool,
+    /// Where the report goes.
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
+    out: PathBuf,
+}
+
+/// A group of measurements that answer one question.
+struct Suite {
+    name: &'static str,
+    /// How it measures, for the report's reader.
+    method: &'static str,
+    /// Adds to the results; returns early when interrupted.
+    run: fn(&mut Bench) -> Result<()>,
+}
+
+enum Outcome {
+    Complete,
+    Interrupted,
+}
+
+/// The suites with these names, or what to tell a person who named another one.
+fn chosen(names: &[String]) -> Result<Vec<&'static Suite>, String> {
+    let known = |name: &&String| SUITES.iter().any(|suite| suite.name == *name);
+    if let Some(unknown) = names.iter().find(|name| !known(name)) {
+        let mut message = format!("no suite `{unknown}`; there is");
+        for suite in &SUITES {
+            let _ = write!(message, " {}", suite.name);
+        }
+        return Err(message);
+    }
+    let wanted = |suite: &&Suite| names.is_empty() || names.iter().any(|name| name == suite.name);
+    Ok(SUITES.iter().filter(wanted).collect())
+}
+
+fn run(options: &Options, suites: &[&Suite]) -> Result<Outcome> {
+    if !geteuid().is_root() {
+        bail!("measuring loads BPF programs and needs root: run `cargo xtask bench`, or use sudo");
+    }
+    std::fs::create_dir_all(&options.out)
+        .with_context(|| format!("cannot create {}", options.out.display()))?;
+    let effort = if options.quick {
+        Effort::Quick
+    } else {
+        Effort::Full
+    };
+    let machine = Machine::here(effort);
+    let mut bench = Bench::new(effort, Interrupt::watch()?);
+    let failure = measure(&mut bench, suites).err();
+    let interrupted = bench.interrupted();
+    let incomplete = match &failure {
+        Some(error) => Some(format!("{error:#}")),
+        None => interrupted.then(|| "interrupted".to_owned()),
+    };
+    let methods = suites.iter().map(|suite| (suite.name, suite.method));
+    let report = Report::new(machine, bench.results(), incomplete);
+    report.write(&options.out, &methods.collect::<Vec<_>>())?;
+
+    let mut stdout = io::stdout().lock();
+    for suite in suites {
+        writeln!(stdout, "\n{}\n\n{}", suite.name, report.table(suite.name))
+            .context("cannot print the results")?;
+    }
+    eprintln!("The report is in {}", options.out.display());
+    match failure {
+        Some(error) => Err(error),
+        None if interrupted => Ok(Outcome::Interrupted),
+        None => Ok(Outcome::Complete),
+    }
+}
+
+fn measure(bench: &mut Bench, suites: &[&Suite]) -> Result<()> {
+    for suite in suites {
+        if bench.interrupted() {
+            break;
+        }
+        (suite.run)(bench).with_context(|| format!("suite {}", suite.name))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn without_names_every_suite_runs_and_a_name_given_twice_runs_once() {
+        let names = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            chosen(&names).map(|suites| suites.iter().map(|suite| suite.name).collect::<Vec<_>>())
+        };
+
+        assert_eq!(names(&[]).unwrap(), SUITES.map(|suite| suite.name));
+        assert_eq!(names(&["classify", "classify"]).unwrap(), ["classify"]);
+    }
+
+    #[test]
+    fn a_suite_that_does_not_exist_is_told_with_those_that_do() {
+        let Err(message) = chosen(&["clasify".to_owned()]) else {
+            panic!("there is no such suite");
+        };
+
+        assert_eq!(message, "no suite `clasify`; there is classify");
+    }
+}

@@ -1,0 +1,389 @@
+//! The report: what every measurement gave, its statistics, and the files and tables made of them.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use crate::machine::Machine;
+
+/// What was measured so far.
+#[derive(Debug, Default)]
+pub(crate) struct Results(Vec<(Label, Vec<f64>)>);
+
+/// One line of [`Results`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Series(usize);
+
+/// What a series of runs measures.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Label {
+    pub(crate) suite: &'static str,
+    /// The circumstances that all subjects of a comparison share.
+    pub(crate) case: String,
+    /// Who was measured.
+    pub(crate) subject: &'static str,
+    /// What was measured.
+    pub(crate) metric: &'static str,
+    pub(crate) unit: &'static str,
+    pub(crate) better: Better,
+}
+
+/// Which of two figures is the better one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Better {
+    Lower,
+}
+
+impl Results {
+    /// Begins a series; without runs it does not get into the report.
+    pub(crate) fn series(&mut self, label: Label) -> Series {
+        let Self(all) = self;
+        all.push((label, Vec::new()));
+        Series(all.len() - 1)
+    }
+
+    /// Adds what one run gave.
+    pub(crate) fn add(&mut self, Series(index): Series, value: f64) {
+        if let Some((_, runs)) = self.0.get_mut(index) {
+            runs.push(value);
+        }
+    }
+}
+
+/// A report, whole or broken off.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    /// Why it was broken off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    incomplete: Option<String>,
+    machine: Machine,
+    rows: Vec<Row>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    #[serde(flatten)]
+    label: Label,
+    median: f64,
+    min: f64,
+    max: f64,
+    /// In the order in which they were measured.
+    runs: Vec<f64>,
+}
+
+impl Report {
+    pub(crate) fn new(machine: Machine, results: Results, incomplete: Option<String>) -> Self {
+        let Results(series) = results;
+        Self {
+            incomplete,
+            machine,
+            rows: series
+                .into_iter()
+                .filter_map(|(label, runs)| Row::new(label, &runs))
+                .collect(),
+        }
+    }
+
+    /// Writes `report.json` and `report.md` into the folder, each whole or not at all.
+    ///
+    /// `methods` says of each suite how it measures.
+    pub(crate) fn write(&self, folder: &Path, methods: &[(&str, &str)]) -> Result<()> {
+        let mut json = serde_json::to_string_pretty(self).context("cannot write JSON")?;
+        json.push('\n');
+        for (name, text) in [("report.json", json), ("report.md", self.markdown(methods))] {
+            let path = folder.join(name);
+            replace(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The suite's rows, for people; Markdown.
+    pub(crate) fn table(&self, suite: &str) -> String {
+        let rows = self.rows.iter().filter(|row| row.label.suite == suite);
+        let cells: Vec<_> = rows.map(Row::cells).collect();
+        if cells.is_empty() {
+            return "Nothing was measured.\n".to_owned();
+        }
+        aligned(HEADINGS, &cells)
+    }
+
+    fn markdown(&self, methods: &[(&str, &str)]) -> String {
+        let mut text = "# Benchmark\n\n".to_owned();
+        if let Some(reason) = &self.incomplete {
+            let _ = writeln!(text, "**This report is incomplete**: {reason}.\n");
+        }
+        text += &self.circumstances();
+        for (suite, method) in methods {
+            let table = self.table(suite);
+            let _ = write!(text, "\n## {suite}\n\n{method}\n\n{table}");
+        }
+        text
+    }
+
+    fn circumstances(&self) -> String {
+        let Machine {
+            cpu,
+            cores,
+            virtualised,
+            memory,
+            architecture,
+            os,
+            kernel,
+            bpf_jit,
+            load,
+            date,
+            interceptor,
+            effort,
+        } = &self.machine;
+        let virtualised = if *virtualised {
+            ", virtual machine"
+        } else {
+            ""
+        };
+        let jit = if *bpf_jit { "on" } else { "off" };
+        format!(
+            "- interceptor {interceptor}, {date}, {effort:?} run\n\
+             - {cpu}, {cores} cores, {memory} MiB{virtualised}; load average before the start {load:.2}\n\
+             - {os}, Linux {kernel}, {architecture}, BPF JIT {jit}\n"
+        )
+    }
+}
+
+impl Row {
+    /// The row of a series; `None` without runs.
+    fn new(label: Label, runs: &[f64]) -> Option<Self> {
+        let mut sorted = runs.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let (&min, &max) = (sorted.first()?, sorted.last()?);
+        let upper = *sorted.get(sorted.len() / 2)?;
+        let lower = *sorted.get((sorted.len() - 1) / 2)?;
+        Some(Self {
+            label,
+            median: rounded(f64::midpoint(lower, upper)),
+            min: rounded(min),
+            max: rounded(max),
+            runs: runs.iter().copied().map(rounded).collect(),
+        })
+    }
+
+    fn cells(&self) -> [String; HEADINGS.len()] {
+        let Label {
+            case,
+            subject,
+            metric,
+            unit,
+            ..
+        } = &self.label;
+        let figure = |value: f64| format!("{value:.2}");
+        [
+            case.clone(),
+            (*subject).to_owned(),
+            (*metric).to_owned(),
+            (*unit).to_owned(),
+            figure(self.median),
+            figure(self.min),
+            figure(self.max),
+        ]
+    }
+}
+
+const HEADINGS: [&str; 7] = ["case", "subject", "metric", "unit", "median", "min", "max"];
+/// Columns from this one on are numbers.
+const FIRST_FIGURE: usize = 4;
+
+/// A Markdown table whose columns are aligned in the source too.
+fn aligned<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.fold(headings[column].len(), usize::max)
+    });
+    let line = |cells: [&str; N]| {
+        let mut line = "|".to_owned();
+        for (column, (cell, width)) in cells.iter().zip(widths).enumerate() {
+            let _ = if column < FIRST_FIGURE {
+                write!(line, " {cell:<width$} |")
+            } else {
+                write!(line, " {cell:>width$} |")
+            };
+        }
+        line + "\n"
+    };
+    let mut text = line(headings) + "|";
+    for (column, width) in widths.into_iter().enumerate() {
+        let rule = "-".repeat(width + 1);
+        let _ = if column < FIRST_FIGURE {
+            write!(text, ":{rule}|")
+        } else {
+            write!(text, "{rule}:|")
+        };
+    }
+    text.push('\n');
+    for row in rows {
+        text += &line(row.each_ref().map(String::as_str));
+    }
+    text
+}
+
+/// To a thousandth, which is finer than anything measured here.
+fn rounded(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+/// Writes a file whole or not at all.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".unfinished");
+    let written = fs::write(&unfinished, text).and_then(|()| fs::rename(&unfinished, path));
+    if written.is_err() {
+        // What went wrong is told already.
+        let _ = fs::remove_file(&unfinished);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::bench::Effort;
+
+    #[test]
+    fn the_median_is_the_middle_run_or_the_mean_of_the_two_in_the_middle() {
+        let statistics = |runs: &[f64]| {
+            let row = Row::new(label("case"), runs).unwrap();
+            [row.median, row.min, row.max]
+        };
+
+        assert_same(statistics(&[3.0, 1.0, 2.0]), [2.0, 1.0, 3.0]);
+        assert_same(statistics(&[4.0, 1.0, 3.0, 2.0]), [2.5, 1.0, 4.0]);
+        assert_same(statistics(&[7.0]), [7.0, 7.0, 7.0]);
+        assert_same(statistics(&[-0.5, 0.5]), [0.0, -0.5, 0.5]);
+    }
+
+    #[test]
+    fn one_run_disturbed_by_something_else_does_not_move_the_median() {
+        let row = Row::new(label("case"), &[2.1, 2.0, 950.0, 2.2, 1.9]).unwrap();
+
+        assert_same([row.median, row.min, row.max], [2.1, 1.9, 950.0]);
+    }
+
+    #[test]
+    fn a_row_has_the_fields_that_readers_of_the_report_rely_on() {
+        let json = serde_json::to_value(report(None)).unwrap();
+
+        assert_eq!(
+            json["rows"],
+            json!([{
+                "suite": "classify",
+                "case": "unmatched",
+                "subject": "interceptor",
+                "metric": "time over an empty program",
+                "unit": "ns/packet",
+                "better": "lower",
+                "median": 2.5,
+                "min": 2.0,
+                "max": 3.0,
+                "runs": [3.0, 2.0],
+            }])
+        );
+        let keys: Vec<_> = json.as_object().unwrap().keys().collect();
+        assert_eq!(keys, ["machine", "rows"]);
+        for key in ["cpu", "cores", "kernel", "date"] {
+            assert_ne!(json["machine"][key], Value::Null, "{key}");
+        }
+        assert_eq!(json["machine"]["effort"], "quick");
+    }
+
+    #[test]
+    fn a_report_that_was_broken_off_says_why() {
+        let report = report(Some("interrupted".to_owned()));
+
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["incomplete"], "interrupted");
+        let markdown = report.markdown(&[("classify", "By counting.")]);
+        assert!(markdown.contains("**This report is incomplete**: interrupted."));
+    }
+
+    #[test]
+    fn a_series_without_runs_is_no_row() {
+        let mut results = Results::default();
+        results.series(label("never measured"));
+
+        let report = Report::new(Machine::here(Effort::Full), results, None);
+
+        assert!(report.rows.is_empty());
+        assert_eq!(report.table("classify"), "Nothing was measured.\n");
+    }
+
+    #[test]
+    fn the_table_is_markdown_with_aligned_columns() {
+        let table = report(None).table("classify");
+        let lines: Vec<_> = table.lines().collect();
+
+        assert_eq!(
+            lines,
+            [
+                "| case      | subject     | metric                     | unit      | median |  min |  max |",
+                "|:----------|:------------|:---------------------------|:----------|-------:|-----:|-----:|",
+                "| unmatched | interceptor | time over an empty program | ns/packet |   2.50 | 2.00 | 3.00 |",
+            ]
+        );
+    }
+
+    #[test]
+    fn writing_replaces_the_last_report_and_leaves_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("report.json"), "old").unwrap();
+
+        report(None)
+            .write(folder.path(), &[("classify", "By counting.")])
+            .unwrap();
+
+        let json = fs::read_to_string(folder.path().join("report.json")).unwrap();
+        assert!(serde_json::from_str::<Value>(&json).is_ok());
+        let markdown = fs::read_to_string(folder.path().join("report.md")).unwrap();
+        assert!(markdown.contains("## classify\n\nBy counting.\n\n| case"));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_report_that_cannot_be_written_is_told_with_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let nowhere = folder.path().join("gone");
+
+        let error = report(None).write(&nowhere, &[]).unwrap_err();
+
+        let told = format!("{error:#}");
+        assert!(told.starts_with("cannot write ") && told.contains("gone/report.json"));
+    }
+
+    fn report(incomplete: Option<String>) -> Report {
+        let mut results = Results::default();
+        let series = results.series(label("unmatched"));
+        results.add(series, 3.0);
+        results.add(series, 2.0);
+        Report::new(Machine::here(Effort::Quick), results, incomplete)
+    }
+
+    fn label(case: &str) -> Label {
+        Label {
+            suite: "classify",
+            case: case.to_owned(),
+            subject: "interceptor",
+            metric: "time over an empty program",
+            unit: "ns/packet",
+            better: Better::Lower,
+        }
+    }
+
+    fn assert_same(left: [f64; 3], right: [f64; 3]) {
+        let same = left.iter().zip(right).all(|(l, r)| (l - r).abs() < 1e-9);
+        assert!(same, "{left:?} is not {right:?}");
+    }
+}
