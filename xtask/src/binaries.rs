@@ -14,6 +14,11 @@ pub(crate) fn demo() -> anyhow::Result<PathBuf> {
     build("interceptor-tests", "demo", false)
 }
 
+/// The benchmark.
+pub(crate) fn bench() -> anyhow::Result<PathBuf> {
+    build("interceptor-tests", "bench", true)
+}
+
 fn build(package: &str, binary: &str, release: bool) -> anyhow::Result<PathBuf> {
     let mut cargo = command::cargo();
     cargo.current_dir(workspace::root()?).args([

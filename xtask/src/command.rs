@@ -1,8 +1,10 @@
 //! Running other programs: each is shown before it runs, and a failure names it.
 
 use std::borrow::Cow;
+use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::{env, fs};
@@ -19,6 +21,13 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
         bail!("{} failed ({status})", name(command));
     }
     Ok(())
+}
+
+/// Shows the command and becomes it; returns only when that fails.
+pub(crate) fn become_it(command: &mut Command) -> anyhow::Result<Infallible> {
+    eprintln!("     Running `{}`", shown(command));
+    let error = command.exec();
+    Err(error).with_context(|| format!("cannot run {}", name(command)))
 }
 
 /// Runs the command without showing it and returns what it prints; an error unless it exits with 0.

@@ -1,5 +1,6 @@
 //! The project's own commands: `cargo xtask COMMAND`.
 
+mod bench;
 mod binaries;
 mod build_ebpf;
 mod command;
@@ -22,11 +23,15 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     eprintln!("error: {error:#}");
+    if error.is::<bench::UnknownSuite>() {
+        return ExitCode::from(2);
+    }
     ExitCode::FAILURE
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Bench(options) => match bench::run(&options)? {},
         Command::BuildEbpf(options) => build_ebpf::run(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Lint => lint::run(),
@@ -45,6 +50,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measure, in release builds, and write a report.
+    Bench(bench::Options),
     /// Compile the kernel programs into the object that is committed and embedded.
     BuildEbpf(build_ebpf::Options),
     /// Show the daemon at work on a WireGuard tunnel, in network namespaces of its own.

@@ -1,0 +1,95 @@
+//! `bench`: builds with optimisation and measures, as root.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::fs;
+use std::path::{self, PathBuf};
+
+use anyhow::Context as _;
+use clap::Args;
+
+use crate::{binaries, command, packages, workspace};
+
+/// The suites, each with the Debian packages that it needs.
+const SUITES: [(&str, &[&str]); 1] = [("classify", &[])];
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// The suites to run; all of them when none is named.
+    #[arg(value_name = "SUITE")]
+    suites: Vec<String>,
+    /// Fewer rounds: figures to look at, not to publish.
+    #[arg(long)]
+    quick: bool,
+    /// Where the report goes; `bench` in cargo's target directory when not given.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+/// A suite was named that is none.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct UnknownSuite(String);
+
+impl std::error::Error for UnknownSuite {}
+
+impl fmt::Display for UnknownSuite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let known = SUITES.map(|(name, _)| name).join(", ");
+        let Self(name) = self;
+        write!(f, "no suite `{name}`; there is: {known}")
+    }
+}
+
+/// Becomes the benchmark, so that interrupts and its exit code are its own.
+pub(crate) fn run(options: &Options) -> anyhow::Result<Infallible> {
+    let needed = packages_of(&options.suites)?;
+    if !needed.is_empty() {
+        packages::ensure(&needed, "the benchmark")?;
+    }
+    let out = match &options.out {
+        Some(out) => path::absolute(out).context("cannot tell the current directory")?,
+        None => workspace::target()?.join("bench"),
+    };
+    // Here, so that the folder belongs to the person and not to root.
+    fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+    let mut bench = command::as_root(binaries::bench()?);
+    bench.args(&options.suites).arg("--out").arg(out);
+    if options.quick {
+        bench.arg("--quick");
+    }
+    command::become_it(&mut bench)
+}
+
+/// What the suites need together; all of them when none is named.
+fn packages_of(suites: &[String]) -> Result<Vec<&'static str>, UnknownSuite> {
+    let is_known = |name: &&String| SUITES.iter().any(|(known, _)| known == name);
+    if let Some(unknown) = suites.iter().find(|name| !is_known(name)) {
+        return Err(UnknownSuite(unknown.clone()));
+    }
+    let mut packages: Vec<_> = SUITES
+        .iter()
+        .filter(|(name, _)| suites.is_empty() || suites.iter().any(|wanted| wanted == name))
+        .flat_map(|(_, packages)| packages.iter().copied())
+        .collect();
+    packages.sort_unstable();
+    packages.dedup();
+    Ok(packages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_suite_that_does_not_exist_is_told_with_those_that_do() {
+        let error = packages_of(&["clasify".to_owned()]).unwrap_err();
+
+        assert_eq!(error.to_string(), "no suite `clasify`; there is: classify");
+    }
+
+    #[test]
+    fn suites_that_exist_are_taken() {
+        assert!(packages_of(&[]).is_ok());
+        assert!(packages_of(&["classify".to_owned()]).is_ok());
+    }
+}
