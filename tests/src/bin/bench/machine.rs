@@ -17,8 +17,7 @@ pub(crate) struct Machine {
     pub(crate) cores: usize,
     /// Whether a hypervisor is beneath.
     pub(crate) virtualised: bool,
-    /// MiB.
-    pub(crate) memory: u64,
+    pub(crate) memory_mib: u64,
     pub(crate) architecture: &'static str,
     pub(crate) os: String,
     pub(crate) kernel: String,
@@ -41,7 +40,7 @@ impl Machine {
             cpu: value(&cpu, "model name", ':').map_or_else(unknown, str::to_owned),
             cores: thread::available_parallelism().map_or(0, Into::into),
             virtualised: flags.split_whitespace().any(|flag| flag == "hypervisor"),
-            memory: value(&read("/proc/meminfo"), "MemTotal", ':')
+            memory_mib: value(&read("/proc/meminfo"), "MemTotal", ':')
                 .and_then(first_number)
                 .map_or(0, |kibibytes: u64| kibibytes / 1024),
             architecture: std::env::consts::ARCH,

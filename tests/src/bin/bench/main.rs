@@ -111,13 +111,15 @@ fn run(options: &Options, suites: &[&Suite]) -> Result<Outcome> {
     };
     let methods = suites.iter().map(|suite| (suite.name, suite.method));
     let report = Report::new(machine, bench.results(), incomplete);
-    report.write(&options.out, &methods.collect::<Vec<_>>())?;
+    let written = report.write(&options.out, &methods.collect::<Vec<_>>());
 
+    // The figures took long to get: they are shown even where they cannot be kept.
     let mut stdout = io::stdout().lock();
     for suite in suites {
         writeln!(stdout, "\n{}\n\n{}", suite.name, report.table(suite.name))
             .context("cannot print the results")?;
     }
+    written?;
     eprintln!("The report is in {}", options.out.display());
     match failure {
         Some(error) => Err(error),

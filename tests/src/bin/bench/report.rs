@@ -130,7 +130,7 @@ impl Report {
             cpu,
             cores,
             virtualised,
-            memory,
+            memory_mib,
             architecture,
             os,
             kernel,
@@ -148,7 +148,7 @@ impl Report {
         let jit = if *bpf_jit { "on" } else { "off" };
         format!(
             "- interceptor {interceptor}, {date}, {effort:?} run\n\
-             - {cpu}, {cores} cores, {memory} MiB{virtualised}; load average before the start {load:.2}\n\
+             - {cpu}, {cores} cores, {memory_mib} MiB{virtualised}; load average before the start {load:.2}\n\
              - {os}, Linux {kernel}, {architecture}, BPF JIT {jit}\n"
         )
     }
