@@ -8,8 +8,10 @@ use interceptor_ebpf::{Bytes as _, ETHERNET_HEADER, Headers};
 
 use super::packets::Family;
 
-/// Passes over the packets in one run.
-const PASSES: u32 = 8_192;
+/// Passes over the packets in a row.
+const PASSES: u32 = 512;
+/// Rows of passes in a run, of which the quickest counts.
+const TRIES: u32 = 16;
 
 /// What is done with each packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,12 +45,16 @@ impl Work {
 }
 
 fn time<T>(frames: &[Vec<u8>], work: impl Fn(&[u8]) -> T) -> f64 {
-    let begin = Instant::now();
-    for _ in 0..PASSES {
-        for frame in frames {
-            black_box(work(black_box(frame.as_slice())));
+    let row = |_| {
+        let begin = Instant::now();
+        for _ in 0..PASSES {
+            for frame in frames {
+                black_box(work(black_box(frame.as_slice())));
+            }
         }
-    }
+        begin.elapsed()
+    };
+    let quickest = (0..TRIES).map(row).min().unwrap_or_default();
     let packets = f64::from(PASSES) * f64::from(frames.len() as u32);
-    begin.elapsed().as_secs_f64() * 1e9 / packets
+    quickest.as_secs_f64() * 1e9 / packets
 }
