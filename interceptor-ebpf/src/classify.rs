@@ -31,7 +31,11 @@ pub fn classify<B: Bytes + ?Sized, R: Rules>(
     offset: usize,
     rules: &R,
 ) -> Result<Match, Reason> {
-    let headers = Headers::parse(bytes, offset)?;
+    let (version, headers) = Headers::parse_with_version(bytes, offset)?;
+    // Such an address in an IPv6 header is not the IPv4 one, which rules and prefilter mean.
+    if version == 6 && headers.destination.is_v4() {
+        return Err(Reason::NoRule);
+    }
     let Some(rule) = find(&headers, rules) else {
         return Err(Reason::NoRule);
     };
@@ -65,7 +69,7 @@ mod tests {
 
     use super::*;
     use crate::rules::ANY_TABLE;
-    use crate::testing::{icmp, server_v4, server_v6, tcp, udp, v4, v6};
+    use crate::testing::{SERVER_V4, icmp, server_v4, server_v6, tcp, udp, v4, v6};
 
     const TCP_RULE: u32 = 1;
     const UDP_RULE: u32 = 2;
@@ -180,6 +184,16 @@ mod tests {
         });
         assert_eq!(
             rule_for(&v4(protocol::TCP, &[], &tcp()), &tables),
+            Err(Reason::NoRule)
+        );
+    }
+
+    #[test]
+    fn a_rule_for_an_ipv4_address_takes_no_ipv6_packet_to_its_mapped_form() {
+        let mut packet = v6(&[], protocol::UDP, &udp());
+        packet[24..40].copy_from_slice(&SERVER_V4.to_ipv6_mapped().octets());
+        assert_eq!(
+            rule_for(&packet, &Tables::covering(COVERED)),
             Err(Reason::NoRule)
         );
     }

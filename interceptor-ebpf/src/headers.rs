@@ -43,6 +43,13 @@ impl Address {
             word(octets, 12),
         ])
     }
+
+    /// Whether it is an IPv4 address.
+    #[inline(always)]
+    pub const fn is_v4(self) -> bool {
+        let Self([first, second, third, _]) = self;
+        first | second == 0 && third == u32::from_be(0xffff)
+    }
 }
 
 #[inline(always)]
@@ -74,12 +81,24 @@ impl Headers {
     /// than [`MAX_EXTENSION_HEADERS`].
     #[inline(always)]
     pub fn parse<B: Bytes + ?Sized>(bytes: &B, offset: usize) -> Result<Self, Reason> {
+        let (_, headers) = Self::parse_with_version(bytes, offset)?;
+        Ok(headers)
+    }
+
+    /// As [`Headers::parse`], with the IP version.
+    #[inline(always)]
+    pub(crate) fn parse_with_version<B: Bytes + ?Sized>(
+        bytes: &B,
+        offset: usize,
+    ) -> Result<(u8, Self), Reason> {
         let [first] = bytes.load(offset).ok_or(Reason::Malformed)?;
-        match first >> 4 {
+        let version = first >> 4;
+        let headers = match version {
             4 => Self::parse_v4(bytes, offset),
             6 => Self::parse_v6(bytes, offset),
             _ => Err(Reason::NotIp),
-        }
+        }?;
+        Ok((version, headers))
     }
 
     #[inline(always)]
@@ -206,6 +225,14 @@ mod tests {
     fn an_ipv4_address_is_the_same_as_its_mapped_form() {
         let mapped = Ipv4Addr::new(10, 30, 30, 30).to_ipv6_mapped();
         assert_eq!(server_v4(), Address::v6(mapped.octets()));
+    }
+
+    #[test]
+    fn only_mapped_addresses_are_ipv4() {
+        assert!(server_v4().is_v4());
+        assert!(!server_v6().is_v4());
+        assert!(!Address([0; 4]).is_v4());
+        assert!(!Address::v6(Ipv6Addr::new(0, 0, 0, 1, 0, 0xffff, 0xa1e, 0x1e1e).octets()).is_v4());
     }
 
     #[test]
