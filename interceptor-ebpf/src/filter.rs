@@ -57,9 +57,8 @@ impl Filter {
     /// The bit for an IPv6 destination, given in memory order, under `mask`.
     #[inline(always)]
     pub const fn v6_bit(mask: [u64; 2], destination: [u64; 2]) -> usize {
-        let high = (destination[0] & mask[0]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let low = (destination[1] & mask[1]).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
-        (high.wrapping_add(low) >> (64 - BITS_LOG2)) as usize
+        let folded = (destination[0] & mask[0]) ^ (destination[1] & mask[1]);
+        (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - BITS_LOG2)) as usize
     }
 
     /// Whether bit `index` is set in `word`, the word that holds it.
