@@ -1,6 +1,9 @@
 //! The fuzz targets, each for a bounded time.
 
+use std::fs;
 use std::process::Command;
+
+use anyhow::Context as _;
 
 use crate::{command, packages, tools, workspace};
 
@@ -31,10 +34,17 @@ pub(crate) fn run(filter: Option<&str>) -> anyhow::Result<()> {
     let targets = command::output(&mut cargo_fuzz("list"))?;
     let wanted = |target: &&str| filter.is_none_or(|filter| target.contains(filter));
     for target in targets.lines().filter(wanted) {
+        let corpus = root.join("tests/fuzz/corpus").join(target);
+        fs::create_dir_all(&corpus)
+            .with_context(|| format!("cannot make the folder {}", corpus.display()))?;
+        // What the fuzzer finds goes to the first folder.
+        let seeds = root.join("tests/fuzz/seeds").join(target);
+        let folders = [Some(corpus), seeds.is_dir().then_some(seeds)];
         let mut fuzz = cargo_fuzz("run");
         fuzz.args(["--codegen-units", "16", "--target-dir"])
             .arg(&folder)
             .arg(target)
+            .args(folders.into_iter().flatten())
             .arg("--")
             .args(BOUNDS);
         command::run(&mut fuzz)?;
