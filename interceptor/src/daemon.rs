@@ -14,9 +14,10 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::time::{self, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
 pub use check::check;
@@ -24,7 +25,7 @@ pub use check::check;
 use crate::bypass::Bypass;
 use crate::config::Config;
 use crate::kernel::Kernel;
-use crate::net::{LinkWatch, RouteWatch};
+use crate::net::{Link, LinkEvent, LinkWatch, RouteWatch, links};
 use crate::reader::tun::TunReader;
 use crate::{control, dns, netstack};
 use backend::DaemonBackend;
@@ -39,7 +40,10 @@ const READER_MTU: u16 = 1500;
 /// How often what must be done regularly is done.
 const TICK: Duration = Duration::from_secs(2);
 
-/// Runs until SIGINT or SIGTERM, then answers what is in flight and leaves nothing behind.
+/// How often the tunnels' marks are read, of whose change nobody tells.
+const MARKS: Duration = Duration::from_secs(10);
+
+/// Runs until SIGINT, SIGTERM, SIGHUP or SIGQUIT, then answers what is in flight and leaves nothing behind.
 ///
 /// Fails before it has changed anything where the configuration cannot work on this host.
 pub async fn run(config: Config) -> Result<()> {
@@ -78,14 +82,29 @@ struct Parts {
     bypass: Bypass,
     /// The reader device's name.
     device: String,
+    /// Its index.
+    reader: u32,
 }
 
 impl Parts {
+    async fn tunnels(&self) -> Vec<Link> {
+        self.taps.lock().await.tapped().cloned().collect()
+    }
+
+    async fn adopt_mark(&self) {
+        let routing = self.routing.lock().await;
+        routing.adopt_mark(&self.tunnels().await).await;
+    }
+
     /// Brings routes, mark and MTU in line with the host and the rules.
     async fn review(&self) {
-        let mut taps = self.taps.lock().await;
         let mut routing = self.routing.lock().await;
-        routing.review(&mut taps, &self.rulebook).await;
+        let tunnels = self.tunnels().await;
+        routing.review(&tunnels, &self.rulebook).await;
+        let mut taps = self.taps.lock().await;
+        if let Err(error) = taps.routed_directly(routing.is_direct()) {
+            warn!("{error:#}");
+        }
         let reader = u32::from(READER_MTU);
         let mtu = taps.smallest_mtu().map_or(reader, |mtu| mtu.min(reader));
         self.netstack.set_mtu(mtu as usize);
@@ -94,6 +113,9 @@ impl Parts {
 
 /// The daemon while it runs.
 struct Daemon {
+    /// Asks for a review, which runs beside the loop because it may have to wait for others.
+    review: Arc<Notify>,
+    _reviewer: AbortOnDropHandle<()>,
     parts: Parts,
     links: LinkWatch,
     routes: RouteWatch,
@@ -134,9 +156,21 @@ impl Daemon {
             netstack,
             bypass,
             device,
+            reader: index,
         };
         parts.review().await;
+        let review = Arc::new(Notify::new());
         Ok(Self {
+            _reviewer: AbortOnDropHandle::new(tokio::spawn({
+                let (parts, review) = (parts.clone(), Arc::clone(&review));
+                async move {
+                    loop {
+                        review.notified().await;
+                        parts.review().await;
+                    }
+                }
+            })),
+            review,
             parts,
             links,
             routes,
@@ -148,6 +182,7 @@ impl Daemon {
         let watchdog = sd_notify::watchdog_enabled();
         let mut tick = time::interval(watchdog.map_or(TICK, |limit| TICK.min(limit / 2)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut marks = time::interval(MARKS);
         loop {
             tokio::select! {
                 () = signals.next() => {
@@ -161,25 +196,48 @@ impl Daemon {
                 event = self.links.next() => {
                     let event = event.context("cannot follow the host's interfaces any more")?;
                     debug!(?event, "link");
+                    self.keep_reader_up(&event).await;
                     if self.parts.taps.lock().await.follow(event) {
-                        self.parts.review().await;
+                        self.review.notify_one();
                     }
                 }
                 changed = self.routes.changed() => {
                     changed.context("cannot follow the host's routes any more")?;
-                    self.parts.review().await;
+                    self.review.notify_one();
+                }
+                _ = marks.tick() => {
+                    let parts = self.parts.clone();
+                    tokio::spawn(async move { parts.adopt_mark().await });
                 }
                 _ = tick.tick() => {
                     notify(&[NotifyState::Watchdog]);
                     if self.parts.taps.lock().await.retry() {
-                        self.parts.review().await;
+                        self.review.notify_one();
                     }
                 }
             }
         }
     }
 
-    /// Stops intercepting first, so that nothing new comes; answers what is in flight; then closes the device.
+    /// Brings the reader device up again when somebody has taken it down: what is sent there would be lost.
+    async fn keep_reader_up(&self, event: &LinkEvent) {
+        let LinkEvent::Changed { old, new } = event else {
+            return;
+        };
+        if new.index != self.parts.reader || !old.up || new.up {
+            return;
+        }
+        match links::bring_up(new.index).await {
+            Ok(()) => warn!("{} was taken down; it is up again", new.name),
+            Err(error) => warn!(
+                "{} was taken down and cannot be brought up: {error}",
+                new.name
+            ),
+        }
+    }
+
+    /// Takes nothing new, answers what is in flight, closes the device, and leaves the tunnels last: until then their
+    /// far ends see nothing of connections that are being finished.
     async fn stop(&self, patience: Duration) {
         let Parts {
             taps,
@@ -187,12 +245,12 @@ impl Daemon {
             netstack,
             ..
         } = &self.parts;
-        taps.lock().await.leave();
         netstack.drain();
         if !dns.drain(patience).await {
             warn!("some queries were not answered in time");
         }
         netstack.shutdown().await;
+        taps.lock().await.leave();
     }
 }
 
@@ -222,10 +280,12 @@ fn raise_file_limit() {
     }
 }
 
-/// SIGINT and SIGTERM.
+/// The signals that end the daemon.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Signal,
+    quit: Signal,
 }
 
 impl Signals {
@@ -234,6 +294,8 @@ impl Signals {
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
+            hangup: listen(SignalKind::hangup())?,
+            quit: listen(SignalKind::quit())?,
         })
     }
 
@@ -241,6 +303,8 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+            _ = self.quit.recv() => {}
         }
     }
 }
@@ -248,6 +312,6 @@ impl Signals {
 /// Tells the service manager, where there is one.
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        debug!(%error, "the service manager cannot be notified");
+        warn!("the service manager cannot be notified: {error}");
     }
 }

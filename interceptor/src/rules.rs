@@ -284,7 +284,7 @@ impl FromStr for Destination {
             return Ok(Self::Any);
         }
         if let Ok(address) = text.parse::<IpAddr>() {
-            return Ok(Self::address(address));
+            return Ok(Self::address(address.to_canonical()));
         }
         let Ok(net) = text.parse::<IpNet>() else {
             return Err(RuleError::Destination(text.to_owned()));

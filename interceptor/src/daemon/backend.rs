@@ -82,18 +82,38 @@ impl Backend for DaemonBackend {
     }
 
     async fn add_rule(&self, rule: Rule) -> Result<RuleStatus, Refusal> {
-        let id = self.parts.rulebook.add(rule.clone()).await?;
-        info!(%id, "rule added");
-        self.parts.review().await;
+        let parts = self.parts.clone();
+        let added = rule.clone();
+        let id = to_its_end(async move {
+            let id = parts.rulebook.add(added).await?;
+            info!(%id, "rule added");
+            parts.review().await;
+            Ok(id)
+        })
+        .await?;
         Ok(self.rule_status(id, rule))
     }
 
     async fn remove_rule(&self, id: RuleId) -> Result<RuleStatus, Refusal> {
-        let rule = self.parts.rulebook.remove(id).await?;
-        info!(%id, "rule removed");
-        self.parts.review().await;
+        let parts = self.parts.clone();
+        let rule = to_its_end(async move {
+            let rule = parts.rulebook.remove(id).await?;
+            info!(%id, "rule removed");
+            parts.review().await;
+            Ok(rule)
+        })
+        .await?;
         Ok(self.rule_status(id, rule))
     }
+}
+
+/// Makes a change that is not broken off when the client who asked for it hangs up.
+async fn to_its_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> Result<T, Refusal> {
+    tokio::spawn(change)
+        .await
+        .unwrap_or_else(|error| Err(Refusal::Failed(error.to_string())))
 }
 
 impl From<ChangeError> for Refusal {

@@ -35,7 +35,7 @@ pub async fn check(config: &Config) -> Vec<Finding> {
         Ok(rulebook) => {
             for upstream in &config.dns.upstreams {
                 let upstream = upstream.address();
-                let text = upstream_warning(upstream, &bypass, &tunnels, &rulebook).await;
+                let text = upstream_warning(upstream, &bypass, &tunnels, 0, &rulebook).await;
                 findings.extend(text.map(|text| Finding {
                     level: Level::Warning,
                     text,

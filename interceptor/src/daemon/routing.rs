@@ -1,22 +1,28 @@
 //! Routing: virtual addresses that no tunnel carries go to the reader device, and upstreams must not go into a tunnel.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tracing::{debug, info, warn};
 
 use super::rulebook::Rulebook;
 use super::shared_kernel::SharedKernel;
-use super::taps::Taps;
 use crate::bypass::Bypass;
 use crate::config::Config;
 use crate::dns::upstream::UpstreamUrl;
-use crate::net::{Link, routes, wireguard};
+use crate::net::{Link, LinkLayer, RouteVia, addresses, routes, wireguard};
 use crate::rules::Transport;
 
 /// Marks our traffic where no tunnel has a mark of its own.
 pub(super) const DEFAULT_MARK: u32 = 0x1ce7;
+
+/// From where clients talk to the reader device on a host that has no address to do so; link-local (RFC 3927).
+const LINK_LOCAL_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 53, 53), 32);
+
+/// The same for IPv6 (RFC 4291 §2.5.6).
+const LINK_LOCAL_V6: Ipv6Net =
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x53, 0x53), 64);
 
 /// What was decided about routes, so that it changes only when the host's routing does.
 pub(super) struct Routing {
@@ -27,9 +33,9 @@ pub(super) struct Routing {
     fixed_mark: bool,
     bypass: Bypass,
     kernel: SharedKernel,
-    /// Prefixes that we have routed to the reader device.
-    ours: BTreeSet<IpNet>,
-    /// Upstreams that were reported to be routed into a tunnel, and virtual addresses that could not be routed.
+    /// Prefixes that we have routed to the reader device, each with whether a tunnel had a route for it as well.
+    ours: BTreeMap<IpNet, bool>,
+    /// What has been complained about.
     reported: BTreeSet<String>,
 }
 
@@ -45,32 +51,42 @@ impl Routing {
             fixed_mark: config.bypass.mark.is_some(),
             bypass,
             kernel,
-            ours: BTreeSet::new(),
+            ours: BTreeMap::new(),
             reported: BTreeSet::new(),
         }
     }
 
     /// Looks at the host's routing and does what it asks for; called at start and whenever routing, tunnels or rules
     /// have changed.
-    pub(super) async fn review(&mut self, taps: &mut Taps, rulebook: &Rulebook) {
-        let tunnels: Vec<Link> = taps.tapped().cloned().collect();
-        if !self.fixed_mark {
-            self.adopt_mark(&tunnels).await;
-        }
+    pub(super) async fn review(&mut self, tunnels: &[Link], rulebook: &Rulebook) {
+        self.adopt_mark(tunnels).await;
+        let mut complaints = BTreeSet::new();
         if self.enabled {
-            self.route(&tunnels, rulebook.destinations(self.alone))
-                .await;
+            let wanted = rulebook.destinations(self.alone);
+            self.route(tunnels, wanted, &mut complaints).await;
         }
-        if let Err(error) = taps.routed_directly(!self.ours.is_empty()) {
-            warn!("{error:#}");
+        for upstream in &self.upstreams {
+            let warning =
+                upstream_warning(*upstream, &self.bypass, tunnels, self.reader, rulebook).await;
+            complaints.extend(warning);
         }
-        for upstream in self.upstreams.clone() {
-            self.check_upstream(upstream, &tunnels, rulebook).await;
+        for complaint in complaints.difference(&self.reported) {
+            warn!("{complaint}");
         }
+        self.reported = complaints;
     }
 
-    /// Takes over the mark with which a tunnel's own packets leave, for ours must leave the same way.
-    async fn adopt_mark(&self, tunnels: &[Link]) {
+    /// Whether virtual addresses are routed to the reader device.
+    pub(super) fn is_direct(&self) -> bool {
+        !self.ours.is_empty()
+    }
+
+    /// Takes over the mark with which a tunnel's own packets leave, for ours must leave the same way. Where it cannot be
+    /// read, the mark stays what it is.
+    pub(super) async fn adopt_mark(&self, tunnels: &[Link]) {
+        if self.fixed_mark {
+            return;
+        }
         let mut adopted = None;
         for tunnel in tunnels {
             match wireguard::fwmark(&tunnel.name).await {
@@ -82,7 +98,10 @@ impl Routing {
                     );
                 }
                 Ok(_) => {}
-                Err(error) => debug!(interface = tunnel.name, %error, "cannot read its mark"),
+                Err(error) => {
+                    debug!(interface = tunnel.name, %error, "cannot read its mark");
+                    return;
+                }
             }
         }
         let mark = adopted.unwrap_or(DEFAULT_MARK);
@@ -98,10 +117,15 @@ impl Routing {
     }
 
     /// Routes to the reader device what no tunnel carries.
-    async fn route(&mut self, tunnels: &[Link], wanted: Vec<IpNet>) {
+    async fn route(
+        &mut self,
+        tunnels: &[Link],
+        wanted: BTreeSet<IpNet>,
+        complaints: &mut BTreeSet<String>,
+    ) {
         let unwanted: Vec<IpNet> = self
             .ours
-            .iter()
+            .keys()
             .filter(|net| !wanted.contains(net))
             .copied()
             .collect();
@@ -109,59 +133,85 @@ impl Routing {
             self.remove(net).await;
         }
         for net in wanted {
-            let had = self.ours.contains(&net);
-            if had && !carried_by_one(net.addr(), tunnels).await {
+            let mut upstreams = self.upstreams.iter();
+            if let Some(upstream) = upstreams.find(|upstream| net.contains(&upstream.ip())) {
+                complaints.insert(format!(
+                    "{net} is not routed to the reader device, because the upstream {upstream} is in it: queries would \
+                     come back"
+                ));
                 continue;
             }
-            // Only without our own route the kernel says which one it would take instead.
-            if had {
-                self.remove(net).await;
+            self.route_one(net, tunnels, complaints).await;
+        }
+    }
+
+    async fn route_one(&mut self, net: IpNet, tunnels: &[Link], complaints: &mut BTreeSet<String>) {
+        let Some(was_carried) = self.ours.get(&net).copied() else {
+            if !taken_by_one(net, tunnels).await {
+                self.add(net, tunnels, complaints).await;
             }
-            if !taken_by_one(net.addr(), tunnels).await {
-                self.add(net, had).await;
+            return;
+        };
+        let via = routes::lookup(net.addr(), 0, None).await;
+        // Otherwise somebody has removed our route, or another one has won.
+        if via.is_ok_and(|via| via.interface == self.reader) {
+            let carried = carried_by_one(net.addr(), tunnels).await;
+            self.ours.insert(net, carried);
+            // Which of two routes the kernel prefers it says only without ours, and that is asked once.
+            if was_carried || !carried {
+                return;
+            }
+        }
+        self.remove(net).await;
+        if taken_by_one(net, tunnels).await {
+            info!("{net} is carried by a tunnel");
+        } else {
+            self.add(net, tunnels, complaints).await;
+        }
+    }
+
+    async fn add(&mut self, net: IpNet, tunnels: &[Link], complaints: &mut BTreeSet<String>) {
+        if let Ok(RouteVia { local: true, .. }) = routes::lookup(net.addr(), 0, None).await {
+            complaints.insert(format!(
+                "{net} is an address of this host; packets to it never leave, and so cannot be intercepted"
+            ));
+            return;
+        }
+        if let Err(error) = routes::add_device_route(net, self.reader).await {
+            let error = anyhow::Error::new(error);
+            complaints.insert(format!("{net} cannot be reached by a route: {error:#}"));
+            return;
+        }
+        self.ours
+            .insert(net, carried_by_one(net.addr(), tunnels).await);
+        info!("{net} is routed to the reader device: no tunnel carries it");
+        match routes::lookup(net.addr(), 0, None).await {
+            Ok(via) if via.interface == self.reader => self.ensure_source(net, via).await,
+            _ => {
+                complaints.insert(format!(
+                    "{net} has a route of somebody else's, by which its packets leave unanswered"
+                ));
             }
         }
     }
 
-    async fn add(&mut self, net: IpNet, again: bool) {
-        match routes::add_device_route(net, self.reader).await {
-            Ok(()) => {
-                self.ours.insert(net);
-                if !again {
-                    info!("{net} is routed to the reader device: no tunnel carries it");
-                }
-            }
-            Err(error) => self.report(format!("{net} is not reachable: {error}")),
+    /// Gives the reader device an address where the host has none that clients could use.
+    async fn ensure_source(&self, net: IpNet, via: RouteVia) {
+        let address = match (net, via.source) {
+            (IpNet::V4(_), None) => IpNet::V4(LINK_LOCAL_V4),
+            (IpNet::V6(_), source) if !source.is_some_and(is_usable) => IpNet::V6(LINK_LOCAL_V6),
+            _ => return,
+        };
+        match addresses::add(address, self.reader).await {
+            Ok(()) => debug!(%address, "the reader device has an address for clients without one"),
+            Err(error) => warn!("the reader device cannot be given the address {address}: {error}"),
         }
     }
 
     async fn remove(&mut self, net: IpNet) {
-        match routes::remove_device_route(net, self.reader).await {
-            Ok(()) => _ = self.ours.remove(&net),
-            Err(error) => warn!("{error}"),
-        }
-    }
-
-    /// Says so when queries to `upstream` would be sent into a tunnel that is tapped.
-    async fn check_upstream(
-        &mut self,
-        upstream: SocketAddr,
-        tunnels: &[Link],
-        rulebook: &Rulebook,
-    ) {
-        let text = upstream_warning(upstream, &self.bypass, tunnels, rulebook).await;
-        match text {
-            Some(text) => self.report(text),
-            None => self
-                .reported
-                .retain(|text| !text.starts_with(&format!("upstream {upstream} "))),
-        }
-    }
-
-    fn report(&mut self, text: String) {
-        if !self.reported.contains(&text) {
-            warn!("{text}");
-            self.reported.insert(text);
+        self.ours.remove(&net);
+        if let Err(error) = routes::remove_device_route(net, self.reader).await {
+            warn!("{:#}", anyhow::Error::new(error));
         }
     }
 }
@@ -171,6 +221,7 @@ pub(super) async fn upstream_warning(
     upstream: SocketAddr,
     bypass: &Bypass,
     tunnels: &[Link],
+    reader: u32,
     rulebook: &Rulebook,
 ) -> Option<String> {
     let (address, mark) = (upstream.ip(), bypass.mark());
@@ -178,6 +229,11 @@ pub(super) async fn upstream_warning(
         Ok(via) => via,
         Err(error) => return Some(format!("upstream {upstream} cannot be reached: {error}")),
     };
+    if via.interface == reader {
+        return Some(format!(
+            "upstream {upstream} is routed to the reader device, so that queries come back; remove that route"
+        ));
+    }
     let tunnel = tunnels
         .iter()
         .find(|tunnel| tunnel.index == via.interface)?;
@@ -197,20 +253,42 @@ pub(super) async fn upstream_warning(
 /// Whether some route through one of `tunnels` would do for `address`, be it the one taken or not.
 async fn carried_by_one(address: IpAddr, tunnels: &[Link]) -> bool {
     for tunnel in tunnels {
-        if routes::is_routed_through(address, 0, tunnel.index)
-            .await
-            .unwrap_or(false)
-        {
+        let through = routes::is_routed_through(address, 0, tunnel.index).await;
+        if !through.unwrap_or(false) {
+            continue;
+        }
+        let via = routes::lookup(address, 0, Some(&tunnel.name)).await;
+        if via.is_ok_and(|via| delivers(tunnel, via)) {
             return true;
         }
     }
     false
 }
 
-/// Whether packets to `address` leave by one of `tunnels`.
-async fn taken_by_one(address: IpAddr, tunnels: &[Link]) -> bool {
-    match routes::lookup(address, 0, None).await {
-        Ok(via) => tunnels.iter().any(|tunnel| tunnel.index == via.interface),
-        Err(_) => false,
+/// Whether packets to all of `net` leave by one of `tunnels`; judged by its ends.
+async fn taken_by_one(net: IpNet, tunnels: &[Link]) -> bool {
+    for address in [net.network(), net.broadcast()] {
+        let Ok(via) = routes::lookup(address, 0, None).await else {
+            return false;
+        };
+        let mut tunnels = tunnels.iter();
+        if !tunnels.any(|tunnel| tunnel.index == via.interface && delivers(tunnel, via)) {
+            return false;
+        }
+    }
+    true
+}
+
+/// Whether packets that are routed so get as far as the tunnel's egress: on an Ethernet link without a gateway they wait
+/// for a neighbour that is not there.
+fn delivers(tunnel: &Link, via: RouteVia) -> bool {
+    tunnel.link_layer == LinkLayer::Ip || via.gateway.is_some()
+}
+
+/// Whether replies to this address find their way: link-local ones belong to other links.
+fn is_usable(source: IpAddr) -> bool {
+    match source {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(source) => !source.is_loopback() && !source.is_unicast_link_local(),
     }
 }

@@ -1,5 +1,6 @@
 //! The rules in force: one set, compiled, obeyed by the kernel and by user space.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -114,7 +115,7 @@ impl Rulebook {
 
     /// The destinations that need a route: those of which a rule takes all traffic, because they are nobody else's,
     /// and with `narrowed` those of which rules take a part.
-    pub(super) fn destinations(&self, narrowed: bool) -> Vec<IpNet> {
+    pub(super) fn destinations(&self, narrowed: bool) -> BTreeSet<IpNet> {
         self.current.load().set.destinations(narrowed)
     }
 

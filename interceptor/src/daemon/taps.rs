@@ -1,5 +1,7 @@
 //! The tunnels: tapped when they appear, left when they vanish, followed when they change.
 
+use std::mem;
+
 use anyhow::{Result, anyhow, bail};
 use tracing::{debug, info, warn};
 
@@ -76,10 +78,7 @@ impl Taps {
     pub(super) fn follow(&mut self, event: LinkEvent) -> bool {
         let concerned = match event {
             LinkEvent::Appeared(link) => self.arrived(link),
-            LinkEvent::Changed { old, new } => {
-                let arrived = old.name != new.name && self.arrived(new.clone());
-                self.changed(&old, new) || arrived
-            }
+            LinkEvent::Changed { old, new } => self.changed(&old, new),
             LinkEvent::Vanished(link) => self.vanished(&link),
         };
         if concerned && let Err(error) = self.update_return() {
@@ -168,21 +167,38 @@ impl Taps {
     }
 
     fn changed(&mut self, old: &Link, new: Link) -> bool {
-        let Some(position) = self.position(|tunnel| tunnel.index() == Some(old.index)) else {
-            return false;
+        let renamed = old.name != new.name;
+        let Some(mut position) = self.position(|tunnel| tunnel.index() == Some(old.index)) else {
+            return renamed && self.arrived(new);
         };
-        if old.name != new.name {
+        if renamed {
             info!(
                 interface = old.name,
                 "the interface is called {} from here on", new.name
             );
+            position = self.hand_over(position, &new.name);
         }
-        let concerned = old.name != new.name || old.mtu != new.mtu || old.up != new.up;
+        let concerned = renamed || old.mtu != new.mtu || old.up != new.up;
         match &mut self.tunnels[position].state {
             State::Failed(link) | State::Tapped { link, .. } => *link = new,
             State::Absent => {}
         }
         concerned
+    }
+
+    /// An interface that takes the name of another configured tunnel is that one from here on; gives its place.
+    fn hand_over(&mut self, from: usize, name: &str) -> usize {
+        let Some(to) = self
+            .position(|tunnel| tunnel.name == name)
+            .filter(|to| *to != from)
+        else {
+            return from;
+        };
+        let state = mem::replace(&mut self.tunnels[from].state, State::Absent);
+        if let State::Tapped { link, .. } = mem::replace(&mut self.tunnels[to].state, state) {
+            self.kernel.with(|kernel| kernel.untap(link.index));
+        }
+        to
     }
 
     fn vanished(&mut self, gone: &Link) -> bool {
@@ -209,14 +225,20 @@ impl Taps {
         if *index == self.reader.1 {
             bail!("{name} is the reader device; it cannot be a tunnel as well");
         }
-        let lock = if self.config.share {
-            None
-        } else {
-            Some(lock(&link)?)
+        let lock = match lock(&link) {
+            Ok(lock) => Some(lock),
+            Err(error) if self.config.share => {
+                info!("{error:#}; tapping it as well");
+                None
+            }
+            Err(error) => return Err(error),
         };
-        let tapped = self
-            .kernel
-            .with(|kernel| kernel.tap(name, *index, layer, self.config.attach));
+        let tapped = self.kernel.with(|kernel| {
+            if lock.is_some() {
+                kernel.remove_leftovers(name, *index);
+            }
+            kernel.tap(name, *index, layer, self.config.attach)
+        });
         let Some(attached) = tapped.transpose()? else {
             bail!("{name}: the kernel half is not loaded");
         };

@@ -12,7 +12,7 @@ use std::path;
 use std::time::Duration;
 use std::{fmt, fs};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::Ebpf;
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::links::LinkOrder;
@@ -23,6 +23,7 @@ use aya::programs::{
 use interceptor_ebpf::Reason;
 use interceptor_ebpf::flow::Path;
 use interceptor_ebpf::rules::RuleCounter;
+use nix::net::if_::if_nametoindex;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, warn};
@@ -138,7 +139,7 @@ impl Kernel {
 
     /// Taps the egress of an interface.
     ///
-    /// Filters that a killed daemon has left on the interface are removed first.
+    /// Fails also when another interface has taken the name meanwhile.
     pub fn tap(
         &mut self,
         name: &str,
@@ -146,13 +147,29 @@ impl Kernel {
         layer: LinkLayer,
         mode: AttachMode,
     ) -> Result<Attached> {
-        remove_leftovers(name, index);
         let program = classifier(&mut self.ebpf, Program::Egress(layer))?;
         let tap = Tap::attach(program, name, index, TcAttachType::Egress, mode)
             .with_context(|| format!("{name}: cannot attach the classifier"))?;
+        if if_nametoindex(name) != Ok(index) {
+            bail!("{name} was replaced by another interface of that name just now");
+        }
         let attached = tap.attached;
         self.taps.insert(index, tap);
         Ok(attached)
+    }
+
+    /// Removes clsact filters of a daemon that was killed; the caller has made sure that none is alive on the interface.
+    pub fn remove_leftovers(&mut self, name: &str, index: u32) {
+        for layer in [LinkLayer::Ip, LinkLayer::Ethernet] {
+            let program = Program::Egress(layer).name();
+            if tc::qdisc_detach_program(name, TcAttachType::Egress, program).is_ok() {
+                warn!(
+                    interface = name,
+                    "removed the classifier of a daemon that was killed"
+                );
+                clsact::tidy(index);
+            }
+        }
     }
 
     /// Takes the program off an interface, which may be gone already.
@@ -357,20 +374,6 @@ fn classifier(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier>
         })?;
     }
     Ok(classifier)
-}
-
-/// Removes clsact filters of a daemon that was killed; the caller has made sure that none is alive on the interface.
-fn remove_leftovers(name: &str, index: u32) {
-    for layer in [LinkLayer::Ip, LinkLayer::Ethernet] {
-        let program = Program::Egress(layer).name();
-        if tc::qdisc_detach_program(name, TcAttachType::Egress, program).is_ok() {
-            warn!(
-                interface = name,
-                "removed the classifier of a daemon that was killed"
-            );
-            clsact::tidy(index);
-        }
-    }
 }
 
 fn take_map(ebpf: &mut Ebpf, name: &str) -> Result<Map> {

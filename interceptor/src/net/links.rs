@@ -180,6 +180,17 @@ pub async fn find(name: &str) -> io::Result<Option<Link>> {
     }
 }
 
+/// Brings up the interface with index `index`.
+pub async fn bring_up(index: u32) -> io::Result<()> {
+    let mut request = LinkMessage::default();
+    request.header.index = index;
+    request.header.flags = LinkFlags::Up;
+    request.header.change_mask = LinkFlags::Up;
+    let mut socket = NetlinkSocket::open(NETLINK_ROUTE, &[])?;
+    let request = RouteNetlinkMessage::SetLink(request);
+    socket.request(request, 0).await.map(|_| ())
+}
+
 /// The names of the interfaces in the calling thread's network namespace, for messages; empty when they cannot be had.
 pub fn list_names() -> Vec<String> {
     let Ok(interfaces) = if_nameindex() else {

@@ -2,6 +2,7 @@
 //!
 //! Sockets are opened in the network namespace of the calling thread and stay in it.
 
+pub mod addresses;
 pub mod links;
 pub mod lock;
 pub mod routes;

@@ -4,6 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, ParseableParametrized};
 use netlink_packet_route::link::{LinkFlags, LinkHeader};
@@ -16,7 +17,7 @@ use nix::net::if_::{if_indextoname, if_nametoindex};
 use rtnetlink::MulticastGroup;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use thiserror::Error;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 use super::links::NoSuchInterface;
 use super::socket::{Message, NetlinkSocket, attributes, is_overrun};
@@ -24,11 +25,11 @@ use super::socket::{Message, NetlinkSocket, attributes, is_overrun};
 /// The protocol that our routes carry (`proto 151` in iproute2), which `/etc/iproute2/rt_protos` gives to nobody.
 pub const PROTOCOL: u8 = 151;
 
-/// How long routing must be quiet before a change is reported.
-const QUIET: Duration = Duration::from_millis(50);
+/// The metric of our routes: worse than any that others use, so that theirs can be added and win.
+const METRIC: u32 = 1_000_000;
 
-/// How long a change is held back at most while others follow it.
-const HELD_BACK: Duration = Duration::from_millis(500);
+/// Changes closer to each other than this are reported as one.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Where the host would send an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +126,7 @@ pub async fn is_routed_through(
 }
 
 /// Routes `prefix` to the interface with index `interface`, which must be up: in the main table, with [`PROTOCOL`] and
-/// the best metric there is.
+/// a metric that loses against everybody else's.
 ///
 /// The route vanishes with the interface. Fails with [`RouteError::InTheWay`] where such a route exists; one of our own
 /// to the same interface is as good as a new one.
@@ -170,6 +171,7 @@ pub async fn remove_device_route(prefix: IpNet, interface: u32) -> Result<(), Ro
 pub struct RouteWatch {
     socket: NetlinkSocket,
     changed: bool,
+    told: Option<Instant>,
 }
 
 impl RouteWatch {
@@ -186,26 +188,27 @@ impl RouteWatch {
         Ok(Self {
             socket: NetlinkSocket::open(NETLINK_ROUTE, &groups)?,
             changed: false,
+            told: None,
         })
     }
 
-    /// Waits until a route, a rule or the state of an interface has changed, other than by our own routes, and then until
-    /// routing is quiet for a moment: many changes at once are one. May be cancelled without losing any.
+    /// Waits until a route, a rule or the state of an interface has changed, other than by routes that we add. The first
+    /// change is told at once, those that follow within a moment together. May be cancelled without losing any.
     ///
     /// Fails when the netlink socket does; start again then.
     pub async fn changed(&mut self) -> io::Result<()> {
+        if let Some(last) = self.told {
+            sleep_until(last + PAUSE).await;
+        }
         while !self.changed {
             self.changed = self.hear().await?;
         }
-        let end = Instant::now() + HELD_BACK;
-        loop {
-            let quiet = end.min(Instant::now() + QUIET);
-            match timeout_at(quiet, self.hear()).await {
-                Ok(heard) => heard?,
-                Err(_) => break,
-            };
+        // What has been announced by now is part of this change.
+        while let Some(heard) = self.hear().now_or_never() {
+            heard?;
         }
         self.changed = false;
+        self.told = Some(Instant::now());
         Ok(())
     }
 
@@ -229,8 +232,11 @@ impl std::fmt::Debug for RouteWatch {
 
 fn is_change(message: &Message<'_>) -> bool {
     match message.header.message_type {
-        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => RouteHeader::parse(message.payload)
+        libc::RTM_NEWROUTE => RouteHeader::parse(message.payload)
             .is_ok_and(|route| !is_ours(&route) && !route.flags.contains(RouteFlags::Cloned)),
+        // Of ours too: somebody else may have removed it.
+        libc::RTM_DELROUTE => RouteHeader::parse(message.payload)
+            .is_ok_and(|route| !route.flags.contains(RouteFlags::Cloned)),
         libc::RTM_NEWRULE | libc::RTM_DELRULE => true,
         libc::RTM_NEWLINK => {
             link_header(message).is_some_and(|link| link.change_mask.contains(LinkFlags::Up))
@@ -296,10 +302,7 @@ fn device_route(prefix: IpNet, interface: u32) -> RouteMessage {
     route.header.scope = RouteScope::Link;
     route.header.kind = RouteType::Unicast;
     route.attributes.push(RouteAttribute::Oif(interface));
-    // Without a metric an IPv4 route is the best of its prefix, while an IPv6 route gets 1024.
-    if matches!(prefix, IpNet::V6(_)) {
-        route.attributes.push(RouteAttribute::Priority(1));
-    }
+    route.attributes.push(RouteAttribute::Priority(METRIC));
     route
 }
 
@@ -634,19 +637,19 @@ mod tests {
             host_with_default_routes();
             run("ip tuntap add dev icept0 mode tun");
             run("ip link set icept0 up");
-            run("ip route add 10.30.30.30 via 192.0.2.1 dev eth0 proto static");
-            run("ip route add fd30:30:30::30 via 2001:db8::1 dev eth0 proto static metric 1");
+            run("ip route add 10.30.30.30 via 192.0.2.1 dev eth0 proto static metric 1000000");
+            run("ip route add fd30:30:30::30 via 2001:db8::1 dev eth0 proto static metric 1000000");
 
             for (address, expected) in [
                 (
                     "10.30.30.30",
-                    "cannot route 10.30.30.30/32 to icept0: the route `10.30.30.30 via 192.0.2.1 dev eth0 proto static` \
-                     is in the way",
+                    "cannot route 10.30.30.30/32 to icept0: the route `10.30.30.30 via 192.0.2.1 dev eth0 proto static \
+                     metric 1000000` is in the way",
                 ),
                 (
                     "fd30:30:30::30",
                     "cannot route fd30:30:30::30/128 to icept0: the route `fd30:30:30::30 via 2001:db8::1 dev eth0 \
-                     proto static metric 1` is in the way",
+                     proto static metric 1000000` is in the way",
                 ),
             ] {
                 let error = add_device_route(ip(address).into(), index("icept0"))
@@ -658,7 +661,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_of_ours_beats_others_of_its_prefix() {
+    fn a_route_of_ours_gives_way_to_others_of_its_prefix() {
         in_namespace(async || {
             host_with_default_routes();
             run("ip tuntap add dev icept0 mode tun");
@@ -671,7 +674,7 @@ mod tests {
                 add_device_route(address.into(), index("icept0"))
                     .await
                     .expect("adding");
-                assert_eq!(interface_to(address).await, index("icept0"));
+                assert_eq!(interface_to(address).await, index("eth0"));
             }
         });
     }
@@ -718,7 +721,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_routes_are_no_change() {
+    fn adding_a_route_of_ours_is_no_change_but_losing_one_is() {
         in_namespace(async || {
             run("ip tuntap add dev icept0 mode tun");
             run("ip link set icept0 up");
@@ -729,16 +732,14 @@ mod tests {
             {}
 
             for address in ["10.30.30.30", "fd30:30:30::30"] {
-                let prefix = ip(address).into();
-                add_device_route(prefix, index("icept0"))
+                add_device_route(ip(address).into(), index("icept0"))
                     .await
                     .expect("adding");
-                remove_device_route(prefix, index("icept0"))
-                    .await
-                    .expect("removing");
             }
-
             silence(&mut watch).await;
+
+            run("ip route del 10.30.30.30");
+            watch.changed().await.expect("a change");
         });
     }
 
@@ -748,11 +749,10 @@ mod tests {
             host_with_default_routes();
             let mut watch = RouteWatch::start().expect("starting");
             run("ip rule add fwmark 7 table 100");
+            watch.changed().await.expect("a change");
+            run("ip rule add fwmark 8 table 100");
 
-            while !watch.changed {
-                assert!(watch.changed().now_or_never().is_none());
-                tokio::task::yield_now().await;
-            }
+            assert!(watch.changed().now_or_never().is_none());
 
             watch.changed().await.expect("a change");
         });

@@ -63,17 +63,15 @@ impl RuleSet {
 
     /// The destinations of which a rule takes all traffic, and with `narrowed` those of which rules take a part; never
     /// all of a family.
-    pub fn destinations(&self, narrowed: bool) -> Vec<IpNet> {
-        let nets: BTreeSet<IpNet> = self
-            .rules
+    pub fn destinations(&self, narrowed: bool) -> BTreeSet<IpNet> {
+        self.rules
             .values()
             .filter(|rule| narrowed || (rule.protocol.is_none() && rule.port.is_none()))
             .filter_map(|rule| match rule.destination {
                 Destination::Net(net) if net.prefix_len() > 0 => Some(net),
                 Destination::Net(_) | Destination::Any => None,
             })
-            .collect();
-        nets.into_iter().collect()
+            .collect()
     }
 
     /// The tables for lookup.
