@@ -8,6 +8,7 @@ mod bad_input;
 mod bypass;
 mod icmp;
 mod lifecycle;
+mod routing;
 mod rules;
 mod tcp;
 mod tunnel;
