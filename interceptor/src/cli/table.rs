@@ -24,11 +24,11 @@ impl Table {
 
     /// The rows, each a line that starts with `indent`.
     pub(super) fn render(&self, indent: &str) -> String {
+        let widths = self.widths();
         let mut text = String::new();
         for row in &self.rows {
             let mut line = indent.to_owned();
-            for (column, cell) in row.iter().enumerate() {
-                let width = self.width(column);
+            for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
                 let _ = if self.numeric.contains(&column) {
                     write!(line, "{cell:>width$}  ")
                 } else {
@@ -40,9 +40,15 @@ impl Table {
         text
     }
 
-    fn width(&self, column: usize) -> usize {
-        let cells = self.rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    fn widths(&self) -> Vec<usize> {
+        let mut widths = Vec::new();
+        for row in &self.rows {
+            widths.resize(widths.len().max(row.len()), 0);
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = cell.chars().count().max(*width);
+            }
+        }
+        widths
     }
 }
 
