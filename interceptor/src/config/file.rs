@@ -14,10 +14,7 @@ use super::layer::{Key, Layer, Raw, RawRule, RuleTable, Sourced};
 const RULE_FIELDS: [&str; 4] = ["destination", "protocol", "port", "service"];
 
 pub(super) fn layer(path: &Path, text: &str) -> Result<Layer, Error> {
-    let file = File {
-        path: path.to_string_lossy().into(),
-        text,
-    };
+    let file = File::new(path, text);
     let document = DeTable::parse(text).map_err(|error| Error::Syntax {
         origin: file.origin(error.span().unwrap_or_default()),
         message: error.message().replace('\n', "; "),
@@ -36,11 +33,21 @@ pub(super) fn layer(path: &Path, text: &str) -> Result<Layer, Error> {
 struct File<'a> {
     path: Arc<str>,
     text: &'a str,
+    /// Where each line after the first begins, in bytes.
+    line_starts: Vec<usize>,
 }
 
 type Name<'a> = Spanned<std::borrow::Cow<'a, str>>;
 
-impl File<'_> {
+impl<'a> File<'a> {
+    fn new(path: &Path, text: &'a str) -> Self {
+        Self {
+            path: path.to_string_lossy().into(),
+            text,
+            line_starts: text.match_indices('\n').map(|(at, _)| at + 1).collect(),
+        }
+    }
+
     fn section(
         &self,
         section: &Name<'_>,
@@ -158,11 +165,39 @@ impl File<'_> {
 
     fn origin(&self, span: Range<usize>) -> Origin {
         let before = self.text.get(..span.start).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let lines = self
+            .line_starts
+            .partition_point(|start| *start <= before.len());
+        let line_start = lines
+            .checked_sub(1)
+            .and_then(|line| self.line_starts.get(line))
+            .map_or(0, |start| *start);
         Origin::File {
             path: self.path.clone(),
-            line: before.matches('\n').count() + 1,
+            line: lines + 1,
             column: before[line_start..].chars().count() + 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_counts_lines_and_characters_from_one() {
+        let file = File::new(Path::new("x.toml"), "a\nü = 1\n\nb");
+        for (at, origin) in [
+            (0, "x.toml:1:1"),
+            (1, "x.toml:1:2"),
+            (2, "x.toml:2:1"),
+            (4, "x.toml:2:2"),
+            (9, "x.toml:3:1"),
+            (10, "x.toml:4:1"),
+            (11, "x.toml:4:2"),
+            (99, "x.toml:4:2"),
+        ] {
+            assert_eq!(file.origin(at..at).to_string(), origin, "{at}");
         }
     }
 }
