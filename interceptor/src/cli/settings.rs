@@ -8,9 +8,9 @@ use clap::Args;
 use crate::config::{self, Config, Key, Layer, Sources};
 
 pub(super) const HELP: &str = "\
-Every setting can also be given in the file and in the environment: --deadline is `deadline` under [dns] and \
+Every setting can also be given in the file and, but for rules, in the environment: --deadline is `deadline` under [dns] and \
 INTERCEPTOR_DNS_DEADLINE. Flags win over the environment, the environment over the file. Every virtual address has a \
-rule for DNS; --rule adds others, in place of those in the file.";
+rule for DNS; --rule adds others, in place of those in the file ([[rule]]); the environment has none.";
 
 #[derive(Args, Debug, Default)]
 pub(super) struct SettingsArgs {
