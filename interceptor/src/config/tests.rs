@@ -206,6 +206,35 @@ fn a_mark_is_written_in_either_base_or_left_to_the_tunnel() {
 }
 
 #[test]
+fn a_word_alone_in_a_log_filter_is_a_level() {
+    let load = |filter| {
+        Given::nothing()
+            .variable("INTERCEPTOR_LOG_FILTER", filter)
+            .load()
+    };
+    for filter in [
+        "off",
+        "INFO",
+        "warn,interceptor::dns=debug",
+        "warn,interceptor::dns",
+        "interceptor[query]=trace",
+    ] {
+        assert!(load(filter).is_ok(), "{filter}");
+    }
+    for filter in [
+        "inof",
+        "notalevel",
+        "warn,debgu",
+        "interceptor=loud",
+        "",
+        "5",
+    ] {
+        let error = load(filter).unwrap_err().to_string();
+        assert!(error.contains("is no log filter"), "{filter}: {error}");
+    }
+}
+
+#[test]
 fn an_upstream_may_be_intercepted_as_long_as_our_own_queries_bypass() {
     let text = "[[rule]]\ndestination = \"any\"\nport = 53";
     assert!(Given::file(text).load().is_ok());
@@ -396,6 +425,11 @@ const WRONG_FILES: &[(&str, &str)] = &[
         "[log]\nfilter = \"interceptor=loud\"",
         "2:10: log.filter: `interceptor=loud` is no log filter; write a level (error, warn, info, debug, trace) or a \
          filter such as `warn,interceptor::dns=debug`",
+    ),
+    (
+        "[log]\nfilter = \"inof\"",
+        "2:10: log.filter: `inof` is no log filter; write a level (error, warn, info, debug, trace) or a filter such as \
+         `warn,interceptor::dns=debug`",
     ),
     (
         "[log]\nformat = \"xml\"",

@@ -14,6 +14,9 @@ use crate::dns::upstream::UpstreamUrl;
 use super::layer::Raw;
 use super::{AttachMode, LogFormat};
 
+/// The words that a log filter can have alone.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// What is wrong with a value, and what would be right.
 pub(super) type Problem = String;
 
@@ -93,7 +96,12 @@ pub(super) fn log_format(raw: &Raw) -> Result<LogFormat, Problem> {
 
 pub(super) fn log_filter(raw: &Raw) -> Result<String, Problem> {
     let text = text(raw, "a level or filter in quotes such as \"info\"")?;
-    let is_filter = !text.trim().is_empty() && EnvFilter::try_new(text).is_ok();
+    // `EnvFilter` takes any other word for a module's name, so that a mistyped level would silence the log.
+    let words_are_levels = text
+        .split(',')
+        .filter(|directive| !directive.contains(['=', '[']) && !directive.contains("::"))
+        .all(|word| LEVELS.contains(&word.trim().to_ascii_lowercase().as_str()));
+    let is_filter = words_are_levels && EnvFilter::try_new(text).is_ok();
     if !is_filter {
         return Err(format!(
             "`{text}` is no log filter; write a level (error, warn, info, debug, trace) or a filter such as \
