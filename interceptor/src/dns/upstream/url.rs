@@ -58,6 +58,14 @@ pub enum UpstreamUrlError {
         /// The address.
         address: IpAddr,
     },
+    /// An IPv4 address written as an IPv6 one (RFC 4291 §2.5.5.2), which rules for the IPv4 address would not match.
+    #[error("`{url}` is an IPv4 address in IPv6's clothing; write {plain}")]
+    Mapped {
+        /// What was written.
+        url: String,
+        /// The same upstream by its IPv4 address.
+        plain: Box<UpstreamUrl>,
+    },
     /// An IPv6 address with a zone.
     #[error(
         "`{0}` has an IPv6 zone, which URLs here cannot; use an address that needs none, or bind upstream traffic to the device"
@@ -129,6 +137,13 @@ impl FromStr for UpstreamUrl {
         let port = url.port().unwrap_or(DNS_PORT);
         if port == 0 {
             return Err(UpstreamUrlError::Port(given()));
+        }
+        if address.to_canonical() != address {
+            let plain = transport(SocketAddr::new(address.to_canonical(), port));
+            return Err(UpstreamUrlError::Mapped {
+                url: given(),
+                plain: Box::new(plain),
+            });
         }
         Ok(transport(SocketAddr::new(address, port)))
     }
@@ -252,6 +267,11 @@ mod tests {
             ("udp://[fe80::1%25eth0]", "IPv6 zone"),
             ("udp://0.0.0.0", "no resolver can have"),
             ("udp://[ff02::1]", "no resolver can have"),
+            ("udp://[::ffff:8.8.8.8]", "write udp://8.8.8.8"),
+            (
+                "tcp://[::ffff:a1e:1e1e]:5353",
+                "write tcp://10.30.30.30:5353",
+            ),
             ("udp://8.8.8.8:0", "ports are 1 to 65535"),
             ("udp://8.8.8.8:65536", "ports are 1 to 65535"),
             ("udp://8.8.8.8:dns", "ports are 1 to 65535"),
