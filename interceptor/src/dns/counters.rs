@@ -1,9 +1,9 @@
 //! What the DNS service counts, and snapshots of it for people and scripts.
 
 use std::collections::BTreeMap;
-use std::error::Error;
+use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -64,7 +64,7 @@ pub struct UpstreamCounters {
     pub errors: u64,
     /// Messages ignored: forged, broken or too late.
     pub ignored: u64,
-    /// The last error of the network.
+    /// Why the last attempt failed; absent when it was answered.
     pub last_error: Option<String>,
     /// Time until the reply, smoothed, in microseconds; absent before the first reply.
     pub latency_us: Option<u64>,
@@ -168,17 +168,33 @@ impl Drop for OpenConnection<'_> {
 pub(super) struct UpstreamMeter {
     answered: Counter,
     errors: Counter,
+    timeouts: Counter,
     last_error: Mutex<Option<String>>,
+    /// Attempts that failed since the last reply.
+    failures: AtomicU64,
     /// In microseconds; 0 before the first reply.
     latency: AtomicU64,
     pub(super) sent: Counter,
-    pub(super) timeouts: Counter,
     pub(super) ignored: Arc<Counter>,
 }
 
+/// What an attempt says of the upstream as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Health {
+    /// As before.
+    Same,
+    /// It has failed several times in a row.
+    Failing,
+    /// It answers again.
+    Recovered,
+}
+
 impl UpstreamMeter {
+    /// How many attempts in a row fail before the upstream counts as failing.
+    pub(super) const PATIENCE: u64 = 3;
+
     /// Notes a reply that took `elapsed`; each new one weighs an eighth, as in TCP's round-trip time (RFC 6298 §2).
-    pub(super) fn answered(&self, elapsed: Duration) {
+    pub(super) fn answered(&self, elapsed: Duration) -> Health {
         self.answered.add();
         let sample = u64::try_from(elapsed.as_micros())
             .unwrap_or(u64::MAX)
@@ -188,22 +204,46 @@ impl UpstreamMeter {
             latency => (latency * 7 + sample) / 8,
         };
         self.latency.store(smoothed.max(1), Ordering::Relaxed);
+        let failures = self.failures.swap(0, Ordering::Relaxed);
+        if failures > 0 {
+            *self.last_error() = None;
+        }
+        if failures < Self::PATIENCE {
+            return Health::Same;
+        }
+        Health::Recovered
     }
 
-    pub(super) fn failed(&self, error: &dyn Error) {
+    /// Notes an attempt that the network ended.
+    pub(super) fn failed(&self, error: &impl Display) -> Health {
         self.errors.add();
-        let mut last = self
-            .last_error
+        self.failure(error.to_string())
+    }
+
+    /// Notes an attempt that was given no reply in the time it had.
+    pub(super) fn timed_out(&self, patience: Duration) -> Health {
+        self.timeouts.add();
+        let patience =
+            Duration::from_millis(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX));
+        self.failure(format!("no answer within {patience:?}"))
+    }
+
+    fn failure(&self, reason: String) -> Health {
+        *self.last_error() = Some(reason);
+        let before = self.failures.fetch_add(1, Ordering::Relaxed);
+        if before + 1 != Self::PATIENCE {
+            return Health::Same;
+        }
+        Health::Failing
+    }
+
+    fn last_error(&self) -> MutexGuard<'_, Option<String>> {
+        self.last_error
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *last = Some(error.to_string());
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn snapshot(&self, url: String) -> UpstreamCounters {
-        let last_error = self
-            .last_error
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
         let latency = self.latency.load(Ordering::Relaxed);
         UpstreamCounters {
             url,
@@ -212,7 +252,7 @@ impl UpstreamMeter {
             timeouts: self.timeouts.value(),
             errors: self.errors.value(),
             ignored: self.ignored.value(),
-            last_error: last_error.clone(),
+            last_error: self.last_error().clone(),
             latency_us: (latency > 0).then_some(latency),
         }
     }
@@ -240,6 +280,29 @@ mod tests {
         meter.answered(Duration::from_millis(8));
         meter.answered(Duration::from_millis(16));
         assert_eq!(meter.snapshot(String::new()).latency_us, Some(9000));
+    }
+
+    #[test]
+    fn what_failed_last_is_told_until_the_next_reply() {
+        let meter = UpstreamMeter::default();
+        let last = || meter.snapshot(String::new()).last_error;
+        meter.failed(&"Connection refused");
+        assert_eq!(last().as_deref(), Some("Connection refused"));
+        meter.timed_out(Duration::from_micros(1_200_700));
+        assert_eq!(last().as_deref(), Some("no answer within 1.2s"));
+        meter.answered(Duration::from_millis(8));
+        assert_eq!(last(), None);
+    }
+
+    #[test]
+    fn an_upstream_fails_at_the_third_failure_in_a_row_and_recovers_with_a_reply() {
+        let meter = UpstreamMeter::default();
+        let fail = || meter.timed_out(Duration::from_secs(1));
+        let answer = || meter.answered(Duration::from_millis(1));
+        assert_eq!([fail(), fail(), answer()], [Health::Same; 3]);
+        assert_eq!([fail(), fail()], [Health::Same; 2]);
+        assert_eq!([fail(), fail()], [Health::Failing, Health::Same]);
+        assert_eq!([answer(), answer()], [Health::Recovered, Health::Same]);
     }
 
     #[test]

@@ -69,6 +69,7 @@ impl Forwarder {
         let mut attempts = FuturesUnordered::new();
         let mut alarm = pin!(sleep_until(race.give_up));
         let mut latest = None;
+        let mut asked = Instant::now();
         let mut ask_next = true;
         loop {
             if ask_next {
@@ -77,7 +78,8 @@ impl Forwarder {
                 match latest {
                     Some(index) => {
                         attempts.push(self.attempt(index, request, None));
-                        let due = Instant::now() + self.attempt_timeout;
+                        asked = Instant::now();
+                        let due = asked + self.attempt_timeout;
                         alarm.as_mut().reset(race.give_up.min(due));
                     }
                     None if attempts.is_empty() || race.is_over() => break,
@@ -111,7 +113,7 @@ impl Forwarder {
                 },
                 () = &mut alarm => {
                     if let Some(upstream) = latest.take().and_then(|index| self.upstreams.get(index)) {
-                        upstream.timed_out();
+                        upstream.timed_out(alarm.deadline() - asked);
                     }
                     if Instant::now() >= race.give_up {
                         break;

@@ -6,16 +6,18 @@ mod tcp;
 mod udp;
 mod url;
 
+use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::debug;
+use tracing::{debug, info, warn};
 
 use self::stream::StreamUpstream;
 use self::tcp::TcpDial;
 pub use self::url::{UpstreamUrl, UpstreamUrlError};
-use super::counters::{UpstreamCounters, UpstreamMeter};
+use super::counters::{Health, UpstreamCounters, UpstreamMeter};
 use super::query::Request;
 use super::reply::Reply;
 use crate::bypass::Bypass;
@@ -66,19 +68,31 @@ impl Upstream {
             Transport::Tcp => self.tcp.exchange(request, &self.meter.ignored).await,
         };
         match &outcome {
-            Ok(_) => self.meter.answered(started.elapsed()),
+            Ok(_) => self.tell(self.meter.answered(started.elapsed()), ""),
             Err(error) => {
                 debug!(upstream = %self.url, %error, "upstream failed");
-                self.meter.failed(error);
+                self.tell(self.meter.failed(error), error);
             }
         }
         outcome
     }
 
     /// Notes that the upstream did not answer in the time that one attempt has.
-    pub(super) fn timed_out(&self) {
+    pub(super) fn timed_out(&self, patience: Duration) {
         debug!(upstream = %self.url, "upstream does not answer in time");
-        self.meter.timeouts.add();
+        self.tell(self.meter.timed_out(patience), "no answer in time");
+    }
+
+    fn tell(&self, health: Health, reason: impl Display) {
+        match health {
+            Health::Same => {}
+            Health::Failing => warn!(
+                "upstream {} has failed {} times in a row: {reason}",
+                self.url,
+                UpstreamMeter::PATIENCE
+            ),
+            Health::Recovered => info!("upstream {} answers again", self.url),
+        }
     }
 
     pub(super) fn counters(&self) -> UpstreamCounters {
