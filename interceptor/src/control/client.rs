@@ -331,16 +331,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_that_is_too_large_is_refused() {
-        let daemon = Daemon::start().await;
-        let body = "x".repeat(65 * 1024);
-        let (status, body) = daemon.raw(&format!("POST /v1/rules {body}")).await;
-        assert_eq!(status, 413);
-        assert!(body["error"].is_string());
-        daemon.stop().await;
-    }
-
-    #[tokio::test]
     async fn at_shutdown_the_socket_is_removed_though_a_client_is_silent() {
         let daemon = Daemon::start().await;
         let path = daemon.client.path.clone();

@@ -1,21 +1,23 @@
 //! The daemon's side of the control API: routes over a [`Backend`], for root and the daemon's own user.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::extract::connect_info::{ConnectInfo, Connected};
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::body::{Bytes, HttpBody as _};
+use axum::extract::{DefaultBodyLimit, FromRequest as _, Path, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
-use axum::serve::{IncomingStream, Listener};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +28,12 @@ use super::socket::ControlSocket;
 
 /// A request's body in bytes, at most.
 const BODY_MAX: usize = 64 * 1024;
+
+/// Connections at once, at most; others wait to be accepted.
+const CONNECTIONS_MAX: usize = 64;
+
+/// How long a client may take for a request's headers, from the connection's start or the answer before, and for its body.
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 
 /// How long requests in flight may take once the daemon stops.
 const GRACE: Duration = Duration::from_secs(1);
@@ -72,23 +80,61 @@ pub async fn serve<B: Backend>(
     shutdown: CancellationToken,
 ) {
     let ControlSocket { listener, file } = socket;
-    let app = router(backend).into_make_service_with_connect_info::<Peer>();
-    let serving = axum::serve(Door(listener), app)
-        .with_graceful_shutdown(shutdown.clone().cancelled_owned())
-        .into_future();
-    let out_of_patience = async {
-        shutdown.cancelled().await;
-        time::sleep(GRACE).await;
-    };
-    tokio::select! {
-        served = serving => {
-            if let Err(error) = served {
-                tracing::error!(%error, "the control socket failed");
+    let app = router(backend);
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            Some(_) = connections.join_next() => {}
+            (stream, peer) = accept(&listener), if connections.len() < CONNECTIONS_MAX => {
+                connections.spawn(converse(stream, peer, app.clone(), shutdown.clone()));
             }
         }
-        () = out_of_patience => tracing::debug!("control requests cut off at shutdown"),
+    }
+    drop(listener);
+    let answered = time::timeout(GRACE, async {
+        while connections.join_next().await.is_some() {}
+    });
+    if answered.await.is_err() {
+        tracing::debug!("control requests cut off at shutdown");
     }
     drop(file);
+}
+
+/// Serves one connection, until `shutdown` only what it has asked already.
+async fn converse(stream: UnixStream, peer: Peer, app: Router, shutdown: CancellationToken) {
+    let service = TowerToHyperService::new(app.layer(Extension(peer)));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a control connection ended early");
+    }
+}
+
+/// The next connection, and who is at its other end.
+async fn accept(listener: &UnixListener) -> (UnixStream, Peer) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let uid = stream.peer_cred().ok().map(|peer| peer.uid());
+                return (stream, Peer { uid });
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot accept on the control socket");
+                time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
 }
 
 fn router<B: Backend>(backend: Arc<B>) -> Router {
@@ -102,6 +148,7 @@ fn router<B: Backend>(backend: Arc<B>) -> Router {
         )
         .fallback(unknown_route)
         .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(middleware::from_fn(measure))
         .layer(middleware::from_fn(admit))
         .with_state(backend)
 }
@@ -116,8 +163,14 @@ async fn rules<B: Backend>(State(backend): State<Arc<B>>) -> Json<Vec<RuleStatus
 
 async fn add_rule<B: Backend>(
     State(backend): State<Arc<B>>,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Result<(StatusCode, Json<RuleStatus>), Response> {
+    let Ok(body) = time::timeout(PATIENCE, Bytes::from_request(request, &())).await else {
+        return Err(error(
+            StatusCode::REQUEST_TIMEOUT,
+            &format!("the body did not come within {} s", PATIENCE.as_secs()),
+        ));
+    };
     let body = body.map_err(|rejection| error(rejection.status(), &rejection.body_text()))?;
     let rule: Rule = serde_json::from_slice(&body).map_err(|reason| {
         error(
@@ -161,11 +214,23 @@ async fn method_not_allowed(request: Request) -> Response {
 }
 
 /// The socket's mode admits nobody else either; this holds even where somebody has widened it.
-async fn admit(ConnectInfo(peer): ConnectInfo<Peer>, request: Request, next: Next) -> Response {
+async fn admit(Extension(peer): Extension<Peer>, request: Request, next: Next) -> Response {
     if !peer.may_control() {
         return error(
             StatusCode::FORBIDDEN,
             "only root and the daemon's own user may control it",
+        );
+    }
+    next.run(request).await
+}
+
+/// Refuses a body that says itself that it is too long, rather than reading on until it is.
+async fn measure(request: Request, next: Next) -> Response {
+    let length = request.body().size_hint().lower();
+    if length > BODY_MAX as u64 {
+        return error(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            &format!("the body is too long: {length} bytes of at most {BODY_MAX}"),
         );
     }
     next.run(request).await
@@ -213,45 +278,14 @@ impl Peer {
     }
 }
 
-impl Connected<IncomingStream<'_, Door>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Door>) -> Self {
-        *stream.remote_addr()
-    }
-}
-
-/// The listener that knows who comes in.
-struct Door(UnixListener);
-
-impl Listener for Door {
-    type Io = UnixStream;
-    type Addr = Peer;
-
-    async fn accept(&mut self) -> (UnixStream, Peer) {
-        loop {
-            match self.0.accept().await {
-                Ok((stream, _)) => {
-                    let uid = stream.peer_cred().ok().map(|peer| peer.uid());
-                    return (stream, Peer { uid });
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "cannot accept on the control socket");
-                    time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    }
-
-    fn local_addr(&self) -> std::io::Result<Peer> {
-        Ok(Peer {
-            uid: Some(nix::unistd::geteuid().as_raw()),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io;
+    use std::path::PathBuf;
 
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::task::JoinHandle;
+
+    use crate::control;
     use crate::control::client::{Client, ClientError};
 
     use super::*;
@@ -260,9 +294,17 @@ mod tests {
     async fn a_stranger_is_refused_even_where_the_socket_lets_him_in() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control.sock");
-        let strangers = StrangersOnly(UnixListener::bind(&path).unwrap());
-        let app = router(Arc::new(Untouched)).into_make_service_with_connect_info::<Peer>();
-        let server = tokio::spawn(axum::serve(strangers, app).into_future());
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = tokio::spawn(async move {
+            loop {
+                let (stream, _) = accept(&listener).await;
+                let stranger = Peer {
+                    uid: Some(u32::MAX - 1),
+                };
+                let app = router(Arc::new(Untouched));
+                converse(stream, stranger, app, CancellationToken::new()).await;
+            }
+        });
         let client = Client::new(path);
         for answer in [
             client.status().await.map(|_| ()),
@@ -280,6 +322,78 @@ mod tests {
         server.abort();
     }
 
+    #[tokio::test]
+    async fn a_client_that_does_not_get_to_the_point_is_shown_out() {
+        let served = Served::start().await;
+        for beginning in [
+            "",
+            "GET /v1/sta",
+            "GET /nothing HTTP/1.1\r\nhost: a\r\n\r\nGET",
+        ] {
+            let mut stream = served.connect().await;
+            stream.write_all(beginning.as_bytes()).await.unwrap();
+            stream.read_to_end(&mut Vec::new()).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_does_not_come_is_not_waited_for() {
+        let served = Served::start().await;
+        let answer = served
+            .ask("POST /v1/rules HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{")
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_announces_itself_too_long_is_refused_whether_it_comes_or_not() {
+        let served = Served::start().await;
+        for body in [String::new(), "x".repeat(65537)] {
+            let head = "POST /v1/rules HTTP/1.1\r\nhost: a\r\ncontent-length: 65537\r\n\r\n";
+            let answer = served.ask(&format!("{head}{body}")).await;
+            assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+            assert!(answer.contains("65537 bytes of at most 65536"), "{answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_turns_out_too_long_is_refused() {
+        let served = Served::start().await;
+        let head = "POST /v1/rules HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
+        let chunk = format!("10001\r\n{}", "x".repeat(0x10001));
+        let answer = served.ask(&format!("{head}{chunk}")).await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn beyond_the_most_connections_the_next_waits_until_one_has_gone() {
+        let served = Served::start().await;
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS_MAX {
+            silent.push(served.connect().await);
+        }
+        let mut late = served.connect().await;
+        late.write_all(NOTHING.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        let wait = time::timeout(PATIENCE / 10, late.read_exact(&mut answer));
+        assert!(wait.await.is_err());
+        silent.pop();
+        late.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 404");
+    }
+
+    #[tokio::test]
+    async fn at_shutdown_connections_that_ask_nothing_are_closed_and_the_file_goes() {
+        let mut served = Served::start().await;
+        let mut idle = served.connect().await;
+        idle.write_all(NOTHING.as_bytes()).await.unwrap();
+        idle.read_exact(&mut [0; 12]).await.unwrap();
+        served.shutdown.cancel();
+        (&mut served.task).await.unwrap();
+        idle.read_to_end(&mut Vec::new()).await.unwrap();
+        assert!(!served.path().exists());
+    }
+
     #[test]
     fn only_root_and_the_daemons_own_user_may_control_it() {
         let own = nix::unistd::geteuid().as_raw();
@@ -289,32 +403,47 @@ mod tests {
         assert!(!Peer { uid: None }.may_control());
     }
 
-    /// A door through which only strangers come.
-    struct StrangersOnly(UnixListener);
+    const NOTHING: &str = "GET /nothing HTTP/1.1\r\nhost: a\r\n\r\n";
 
-    impl Listener for StrangersOnly {
-        type Io = UnixStream;
-        type Addr = Peer;
-
-        async fn accept(&mut self) -> (UnixStream, Peer) {
-            let (stream, _) = self.0.accept().await.unwrap();
-            (stream, STRANGER)
-        }
-
-        fn local_addr(&self) -> io::Result<Peer> {
-            Ok(STRANGER)
-        }
+    /// A server with a socket of its own.
+    struct Served {
+        directory: tempfile::TempDir,
+        shutdown: CancellationToken,
+        task: JoinHandle<()>,
     }
 
-    impl Connected<IncomingStream<'_, StrangersOnly>> for Peer {
-        fn connect_info(stream: IncomingStream<'_, StrangersOnly>) -> Self {
-            *stream.remote_addr()
+    impl Served {
+        async fn start() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let socket = control::bind(&directory.path().join("control.sock"))
+                .await
+                .unwrap();
+            let shutdown = CancellationToken::new();
+            let task = tokio::spawn(serve(socket, Arc::new(Untouched), shutdown.clone()));
+            Self {
+                directory,
+                shutdown,
+                task,
+            }
+        }
+
+        fn path(&self) -> PathBuf {
+            self.directory.path().join("control.sock")
+        }
+
+        async fn connect(&self) -> UnixStream {
+            UnixStream::connect(self.path()).await.unwrap()
+        }
+
+        /// Says `text` and hears the answer's beginning.
+        async fn ask(&self, text: &str) -> String {
+            let mut stream = self.connect().await;
+            stream.write_all(text.as_bytes()).await.unwrap();
+            let mut answer = vec![0; 4096];
+            let length = stream.read(&mut answer).await.unwrap();
+            String::from_utf8_lossy(&answer[..length]).into_owned()
         }
     }
-
-    const STRANGER: Peer = Peer {
-        uid: Some(u32::MAX - 1),
-    };
 
     /// A daemon that nobody gets to.
     struct Untouched;
