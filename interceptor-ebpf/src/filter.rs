@@ -17,12 +17,21 @@ pub const MAX_SPREAD: u64 = 4096;
 
 /// A bitmap indexed by a hash of the destination's leading bits, and a word of port bits for rules that take any
 /// destination.
-///
-/// How many leading bits count is chosen by whoever fills the filter, for each family; fewer let more packets through
-/// to the rules, which decide.
-#[repr(C)]
 #[derive(Clone, Debug)]
 pub struct Filter {
+    /// What to look at.
+    pub head: Head,
+    /// The bitmap.
+    pub bits: [u64; WORDS],
+}
+
+/// What the filter looks at.
+///
+/// How many leading bits of a destination count is chosen by whoever fills the filter, for each family; fewer let more
+/// packets through to the rules, which decide.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Head {
     /// Which bits of an IPv4 destination count, in memory order.
     pub v4_mask: u32,
     padding: u32,
@@ -30,21 +39,23 @@ pub struct Filter {
     pub v6_mask: [u64; 2],
     /// Bit `port % 64` is set for each port that a rule for any destination takes.
     pub any_ports: u64,
-    /// The bitmap.
-    pub bits: [u64; WORDS],
 }
 
-impl Filter {
-    /// A filter that lets nothing through to the rules.
-    #[expect(
-        clippy::large_stack_arrays,
-        reason = "lives in statics and on the heap"
-    )]
+impl Head {
+    /// Looks at nothing.
     pub const EMPTY: Self = Self {
         v4_mask: 0,
         padding: 0,
         v6_mask: [0; 2],
         any_ports: 0,
+    };
+}
+
+impl Filter {
+    /// A filter that lets nothing through to the rules.
+    #[expect(clippy::large_stack_arrays, reason = "lives on the heap")]
+    pub const EMPTY: Self = Self {
+        head: Head::EMPTY,
         bits: [0; WORDS],
     };
 
@@ -89,7 +100,7 @@ impl Filter {
 
     /// Sets the bit of `port` for rules that take any destination.
     pub fn set_port(&mut self, port: u16) {
-        self.any_ports |= 1 << (port & 63);
+        self.head.any_ports |= 1 << (port & 63);
     }
 
     /// Whether the rules must be asked about a packet to `destination` and, where its port is known, `port`.
@@ -97,12 +108,14 @@ impl Filter {
     /// What the kernel program does with the packet's own bytes.
     pub fn admits(&self, destination: IpAddr, port: Option<u16>) -> bool {
         let index = match destination {
-            IpAddr::V4(address) => Self::v4_bit(self.v4_mask, u32::from_ne_bytes(address.octets())),
-            IpAddr::V6(address) => Self::v6_bit(self.v6_mask, v6_words(address.octets())),
+            IpAddr::V4(address) => {
+                Self::v4_bit(self.head.v4_mask, u32::from_ne_bytes(address.octets()))
+            }
+            IpAddr::V6(address) => Self::v6_bit(self.head.v6_mask, v6_words(address.octets())),
         };
         let word = self.bits.get(index >> 6).copied().unwrap_or(0);
         Self::is_set(word, index)
-            || port.is_some_and(|port| Self::port_is_set(self.any_ports, port))
+            || port.is_some_and(|port| Self::port_is_set(self.head.any_ports, port))
     }
 }
 
@@ -160,8 +173,8 @@ mod tests {
     #[test]
     fn one_exact_address_leaves_nearly_all_others_out() {
         let mut filter = Box::new(Filter::EMPTY);
-        filter.v4_mask = u32::MAX;
-        filter.v6_mask = [u64::MAX; 2];
+        filter.head.v4_mask = u32::MAX;
+        filter.head.v6_mask = [u64::MAX; 2];
         set_v4(&mut filter, Ipv4Addr::new(10, 30, 30, 30));
         let admitted = (0..100_000_u32)
             .filter(|bits| filter.admits(Ipv4Addr::from_bits(bits * 40_503).into(), None))
@@ -187,8 +200,8 @@ mod tests {
             let v4_mask = u32::MAX.checked_shl(32 - lengths.0).unwrap_or(0);
             let v6_mask = u128::MAX.checked_shl(128 - lengths.1).unwrap_or(0);
             let mut filter = Box::new(Filter::EMPTY);
-            filter.v4_mask = u32::from_ne_bytes(v4_mask.to_be_bytes());
-            filter.v6_mask = v6_words(v6_mask.to_be_bytes());
+            filter.head.v4_mask = u32::from_ne_bytes(v4_mask.to_be_bytes());
+            filter.head.v6_mask = v6_words(v6_mask.to_be_bytes());
             for (v4, v6) in &networks {
                 set_v4(&mut filter, Ipv4Addr::from_bits(v4 & v4_mask));
                 set_v6(&mut filter, Ipv6Addr::from_bits(v6 & v6_mask));
@@ -210,10 +223,13 @@ mod tests {
 
     fn set_v4(filter: &mut Filter, address: Ipv4Addr) {
         let destination = u32::from_ne_bytes(address.octets());
-        filter.set(Filter::v4_bit(filter.v4_mask, destination));
+        filter.set(Filter::v4_bit(filter.head.v4_mask, destination));
     }
 
     fn set_v6(filter: &mut Filter, address: Ipv6Addr) {
-        filter.set(Filter::v6_bit(filter.v6_mask, v6_words(address.octets())));
+        filter.set(Filter::v6_bit(
+            filter.head.v6_mask,
+            v6_words(address.octets()),
+        ));
     }
 }

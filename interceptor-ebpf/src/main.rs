@@ -125,7 +125,7 @@ mod programs {
             4 => {
                 // SAFETY: within the bounds checked above.
                 let destination = unsafe { *((ip + 16) as *const u32) };
-                Filter::v4_bit(control!(filters[bank].v4_mask), destination)
+                Filter::v4_bit(control!(heads[bank].v4_mask), destination)
             }
             6 => {
                 if ip + 44 > end {
@@ -134,14 +134,14 @@ mod programs {
                 // SAFETY: within the bounds checked above.
                 let destination =
                     unsafe { [*((ip + 24) as *const u64), *((ip + 32) as *const u64)] };
-                Filter::v6_bit(control!(filters[bank].v6_mask), destination)
+                Filter::v6_bit(control!(heads[bank].v6_mask), destination)
             }
             _ => return LINK == 0,
         };
-        if Filter::is_set(control!(filters[bank].bits[index >> 6]), index) {
+        if Filter::is_set(control!(bits[bank][index >> 6]), index) {
             return true;
         }
-        let any_ports = control!(filters[bank].any_ports);
+        let any_ports = control!(heads[bank].any_ports);
         if any_ports == 0 {
             return false;
         }

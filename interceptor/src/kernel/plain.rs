@@ -44,7 +44,9 @@ impl PlainControl {
 }
 
 const _: () = {
-    let filter = 4 + 4 + 16 + 8 + 8 * interceptor_ebpf::filter::WORDS;
-    assert!(size_of::<interceptor_ebpf::Filter>() == filter, "padding");
-    assert!(size_of::<Control>() == 4 * 4 + 24 + 2 * filter, "padding");
+    let bank = 4 + 4 + 16 + 8 + 8 * interceptor_ebpf::filter::WORDS;
+    assert!(
+        size_of::<Control>() == 4 * 4 + 24 + 2 * bank,
+        "padding would be leaked"
+    );
 };

@@ -59,7 +59,8 @@ impl Tables {
         super::grace::wait_for_running_programs();
         self.fill(next, rules)
             .context("cannot write the rules into the kernel")?;
-        self.control.filters[next as usize] = (*rules.filter).clone();
+        self.control.heads[next as usize] = rules.filter.head;
+        self.control.bits[next as usize] = rules.filter.bits;
         self.write_global()?;
         self.control.bank = next;
         self.write_global()

@@ -381,7 +381,7 @@ fn filter(set: &RuleSet) -> Box<Filter> {
     let mask = u32::MAX
         .checked_shl(32 - u32::from(granularity))
         .unwrap_or(0);
-    filter.v4_mask = u32::from_ne_bytes(mask.to_be_bytes());
+    filter.head.v4_mask = u32::from_ne_bytes(mask.to_be_bytes());
     for net in v4 {
         let spread = u32::from(granularity.saturating_sub(net.prefix_len()));
         for part in 0..1_u64 << spread {
@@ -389,7 +389,7 @@ fn filter(set: &RuleSet) -> Box<Filter> {
             let part = u32::try_from(part << shift).unwrap_or(0);
             let address = Ipv4Addr::from_bits(net.network().to_bits() | part);
             filter.set(Filter::v4_bit(
-                filter.v4_mask,
+                filter.head.v4_mask,
                 u32::from_ne_bytes(address.octets()),
             ));
         }
@@ -399,13 +399,16 @@ fn filter(set: &RuleSet) -> Box<Filter> {
     let mask = u128::MAX
         .checked_shl(128 - u32::from(granularity))
         .unwrap_or(0);
-    filter.v6_mask = v6_words(mask.to_be_bytes());
+    filter.head.v6_mask = v6_words(mask.to_be_bytes());
     for net in v6 {
         let spread = u32::from(granularity.saturating_sub(net.prefix_len()));
         for part in 0..1_u128 << spread {
             let part = part.checked_shl(128 - u32::from(granularity)).unwrap_or(0);
             let address = Ipv6Addr::from_bits(net.network().to_bits() | part);
-            filter.set(Filter::v6_bit(filter.v6_mask, v6_words(address.octets())));
+            filter.set(Filter::v6_bit(
+                filter.head.v6_mask,
+                v6_words(address.octets()),
+            ));
         }
     }
     filter
