@@ -1,13 +1,14 @@
 //! All that touches BPF: loading, attaching, rules and counters. The only user of aya.
 
+mod capabilities;
 mod clsact;
 mod grace;
+mod load_error;
 mod plain;
 mod tables;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::io;
 use std::path;
 use std::time::Duration;
 use std::{fmt, fs};
@@ -17,9 +18,7 @@ use aya::Ebpf;
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions};
-use aya::programs::{
-    ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, tc,
-};
+use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, tc};
 use interceptor_ebpf::Reason;
 use interceptor_ebpf::flow::Path;
 use interceptor_ebpf::rules::RuleCounter;
@@ -30,6 +29,8 @@ use tracing::{debug, warn};
 
 use crate::config::AttachMode;
 use crate::rules::{Compiled, RuleId};
+pub(crate) use capabilities::Capability;
+use load_error::LoadError;
 use plain::Plain;
 use tables::Tables;
 
@@ -45,6 +46,8 @@ pub struct Kernel {
     reasons: PerCpuArray<MapData, u64>,
     taps: HashMap<u32, Tap>,
     return_tap: Option<Tap>,
+    /// The object's file; none for the embedded one.
+    object: Option<path::PathBuf>,
 }
 
 /// How packets of an interface begin.
@@ -120,19 +123,24 @@ impl Kernel {
                 .with_context(|| format!("cannot read the BPF object {}", path.display()))?,
             None => Cow::Borrowed(OBJECT),
         };
-        let mut ebpf = Ebpf::load(&bytes).map_err(|error| {
-            let hint = load_hint(io_error_of(&error));
-            anyhow!(error).context(hint)
-        })?;
+        let mut ebpf = Ebpf::load(&bytes).map_err(|error| LoadError::object(object, error))?;
         if ebpf.map("AYA_LOGS").is_some() {
             forward_logs(&mut ebpf)?;
         }
+        Self::take(ebpf, object).with_context(|| match object {
+            Some(path) => format!("{} is no BPF object of this version", path.display()),
+            None => "cannot use the BPF programs".to_owned(),
+        })
+    }
+
+    fn take(mut ebpf: Ebpf, object: Option<&path::Path>) -> Result<Self> {
         Ok(Self {
             tables: Tables::take(&mut ebpf)?,
             rules: PerCpuArray::try_from(take_map(&mut ebpf, "RULES")?)?,
             reasons: PerCpuArray::try_from(take_map(&mut ebpf, "REASONS")?)?,
             taps: HashMap::new(),
             return_tap: None,
+            object: object.map(path::Path::to_owned),
             ebpf,
         })
     }
@@ -147,7 +155,11 @@ impl Kernel {
         layer: LinkLayer,
         mode: AttachMode,
     ) -> Result<Attached> {
-        let program = classifier(&mut self.ebpf, Program::Egress(layer))?;
+        let program = classifier(
+            &mut self.ebpf,
+            self.object.as_deref(),
+            Program::Egress(layer),
+        )?;
         let tap = Tap::attach(program, name, index, TcAttachType::Egress, mode)
             .with_context(|| format!("{name}: cannot attach the classifier"))?;
         if if_nametoindex(name) != Ok(index) {
@@ -184,7 +196,7 @@ impl Kernel {
 
     /// Attaches the way back of replies to the reader device.
     pub fn attach_return(&mut self, name: &str, index: u32, mode: AttachMode) -> Result<()> {
-        let program = classifier(&mut self.ebpf, Program::Return)?;
+        let program = classifier(&mut self.ebpf, self.object.as_deref(), Program::Return)?;
         let tap = Tap::attach(program, name, index, TcAttachType::Ingress, mode)
             .with_context(|| format!("{name}: cannot attach the way back of replies"))?;
         self.return_tap = Some(tap);
@@ -268,7 +280,7 @@ impl Kernel {
         // `mark` is the third word of `struct __sk_buff`.
         let mut context = [0; 12];
         context[8..].copy_from_slice(&mark.to_ne_bytes());
-        let result = classifier(&mut self.ebpf, program)?
+        let result = classifier(&mut self.ebpf, self.object.as_deref(), program)?
             .test_run(TestRunOptions {
                 data_in: Some(packet),
                 ctx_in: Some(&context),
@@ -352,54 +364,35 @@ impl Program {
 }
 
 /// The program, loaded at its first use.
-fn classifier(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier> {
+fn classifier<'a>(
+    ebpf: &'a mut Ebpf,
+    object: Option<&path::Path>,
+    program: Program,
+) -> Result<&'a mut SchedClassifier> {
     let name = program.name();
     let classifier: &mut SchedClassifier = ebpf
         .program_mut(name)
-        .with_context(|| format!("the BPF object has no program {name}"))?
+        .with_context(|| match object {
+            Some(path) => format!("the BPF object {} has no program {name}", path.display()),
+            None => format!("the BPF object has no program {name}"),
+        })?
         .try_into()?;
     if classifier.fd().is_err() {
-        classifier.load().map_err(|error| {
-            let hint = match &error {
-                ProgramError::LoadError {
-                    io_error,
-                    verifier_log,
-                } => {
-                    debug!(program = name, %verifier_log, "the kernel refused a program");
-                    load_hint(Some(io_error))
-                }
-                _ => load_hint(None),
-            };
-            anyhow!(error).context(hint)
-        })?;
+        classifier
+            .load()
+            .map_err(|error| LoadError::program(name, object, &error))?;
     }
     Ok(classifier)
 }
 
 fn take_map(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
     ebpf.take_map(name)
-        .with_context(|| format!("the BPF object has no map {name}"))
+        .with_context(|| format!("it has no map {name}"))
 }
 
 fn cpus() -> Result<usize> {
     aya::util::nr_cpus()
         .map_err(|(path, error)| anyhow!(error).context(format!("cannot read {path}")))
-}
-
-fn load_hint(error: Option<&io::Error>) -> String {
-    match error.and_then(io::Error::raw_os_error) {
-        Some(libc::EPERM | libc::EACCES) => {
-            "the kernel refused to load the BPF programs: run as root, or with CAP_NET_ADMIN and CAP_BPF".to_owned()
-        }
-        Some(libc::ENOSYS) => "this kernel has no BPF, which tapping takes; without --interface the daemon does without it".to_owned(),
-        _ => "cannot load the BPF programs".to_owned(),
-    }
-}
-
-/// The system's error at the bottom of an error chain.
-fn io_error_of<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a io::Error> {
-    std::iter::successors(Some(error), |error| error.source())
-        .find_map(|error| error.downcast_ref())
 }
 
 /// Hands what the programs log to tracing; only objects built with `--log` have anything to say.
