@@ -152,6 +152,11 @@ impl Stack {
         self.metrics.snapshot()
     }
 
+    #[cfg(test)]
+    pub(super) fn pending_timers(&self) -> usize {
+        self.connections.pending_timers()
+    }
+
     pub(super) fn attention(&self) -> Arc<Attention> {
         self.connections.attention()
     }

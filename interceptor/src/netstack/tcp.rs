@@ -91,8 +91,8 @@ struct Open {
     id: u64,
     connection: Arc<Connection>,
     active_at: Instant,
-    /// The earliest item among the timers.
-    armed: Option<Instant>,
+    /// The one item among the timers that counts, by its moment and id; others of the connection are stale.
+    armed: Option<(Instant, u64)>,
     /// When the connection is aborted unless it has closed by then.
     abort_at: Option<Instant>,
     expired: bool,
@@ -237,6 +237,11 @@ impl Connections {
 
     pub(super) fn is_empty(&self) -> bool {
         self.open.is_empty()
+    }
+
+    #[cfg(test)]
+    pub(super) fn pending_timers(&self) -> usize {
+        self.timers.len()
     }
 
     /// A segment that belongs to no open connection.
@@ -511,10 +516,11 @@ impl Connections {
 
         let at = [due, open.abort_at].into_iter().flatten().min();
         if let Some(at) = at
-            && open.armed.is_none_or(|armed| at < armed)
+            && open.armed.is_none_or(|(armed, _)| at < armed)
         {
-            open.armed = Some(at);
-            let id = open.id;
+            self.next_id += 1;
+            let id = self.next_id;
+            open.armed = Some((at, id));
             self.timers.push(Item { at, flow, id });
         }
     }
@@ -554,12 +560,10 @@ impl Connections {
             });
             return;
         }
-        let Some(open) = self.open.get_mut(&flow).filter(|open| open.id == item.id) else {
+        let Some(open) = self.open.get_mut(&flow).filter(|open| open.awaits(item)) else {
             return;
         };
-        if open.armed.is_some_and(|armed| armed <= item.at) {
-            open.armed = None;
-        }
+        open.armed = None;
         if open.abort_at.is_some_and(|at| at <= now) {
             self.abort(link, flow, Abort::Stuck, now);
         } else {
@@ -621,7 +625,7 @@ impl Connections {
         let (open, half_open, time_wait) = (&self.open, &self.half_open, &self.time_wait);
         self.timers
             .tidy(open.len() + half_open.len() + time_wait.len(), |item| {
-                open.get(&item.flow).is_some_and(|o| o.id == item.id)
+                open.get(&item.flow).is_some_and(|o| o.awaits(*item))
                     || half_open.get(&item.flow).is_some_and(|h| h.id == item.id)
                     || time_wait.get(&item.flow).is_some_and(|w| w.id == item.id)
             });
@@ -640,6 +644,12 @@ impl Connections {
     fn clock(&self, now: Instant) -> smoltcp::time::Instant {
         let elapsed = now.saturating_duration_since(self.epoch);
         smoltcp::time::Instant::from_micros(i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX))
+    }
+}
+
+impl Open {
+    fn awaits(&self, timer: Item) -> bool {
+        self.armed == Some((timer.at, timer.id))
     }
 }
 

@@ -13,7 +13,7 @@ pub(super) struct Timeline {
     heap: BinaryHeap<Reverse<Item>>,
 }
 
-/// A moment, and whose it is; `id` tells one life of a flow from the next.
+/// A moment, and whose it is; `id` tells one life of a flow, or one arming of its timer, from the next.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Item {
     pub(super) at: Instant,
@@ -39,12 +39,17 @@ impl Timeline {
         self.pop()
     }
 
-    /// Drops dead items once there are more of them than of `living` ones.
+    /// Drops dead items once there are more of them than of `living` ones, at least as many as items are alive.
     pub(super) fn tidy(&mut self, living: usize, is_alive: impl Fn(&Item) -> bool) {
         const SLACK: usize = 64;
         if self.heap.len() > 2 * living + SLACK {
             self.heap.retain(|Reverse(item)| is_alive(item));
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.heap.len()
     }
 
     /// The earliest moment.

@@ -440,6 +440,42 @@ fn connections_that_come_and_go_leave_nothing_behind() {
 }
 
 #[test]
+fn clients_that_send_and_acknowledge_nothing_do_not_pile_up_timers() {
+    const CONNECTIONS: usize = 200;
+    let mut lab = Lab::new(CONNECTIONS);
+    let mut open = Vec::new();
+    for port in (4000..).take(CONNECTIONS) {
+        let flow = tcp_flow("192.0.2.1", "10.30.30.30", port);
+        let sent = lab.send(&syn(flow, 1));
+        let ours = tcp_reply(&sent[0]).1.0.0.wrapping_add(1);
+        lab.send(&segment(flow, TcpControl::None, 2, Some(ours), b""));
+        let (_, mut stream) = lab.accept();
+        write(&mut stream, b"never acknowledged").unwrap().unwrap();
+        open.push((flow, ours, stream));
+    }
+
+    let mut most = 0;
+    for round in 0..60 {
+        for (flow, ours, _) in &open {
+            lab.send(&segment(
+                *flow,
+                TcpControl::Psh,
+                2 + round,
+                Some(*ours),
+                b"x",
+            ));
+        }
+        lab.now += Duration::from_millis(12);
+        lab.stack.poll(lab.now);
+        lab.wire.take();
+        most = most.max(lab.stack.pending_timers());
+    }
+
+    assert_eq!(lab.counters().connections_open, CONNECTIONS as u64);
+    assert!(most <= 3 * CONNECTIONS, "{most}");
+}
+
+#[test]
 fn bytes_arrive_whole_and_in_order_although_packets_are_lost() {
     for loss in [3, 10, 20] {
         let mut lab = Lab::new(100);
