@@ -11,6 +11,10 @@
 //! - an open connection: [`RECEIVE_BUFFER`] + [`SEND_BUFFER`] bytes of buffers and about 1 KiB of state, whether or
 //!   not the client reads and the service writes;
 //! - a connection in TIME-WAIT: two sequence numbers.
+//!
+//! Services close connections that are idle by their own measure, after `tcp.idle_timeout`: only they know whether an
+//! answer is on its way. What they let live without a byte for twice as long, or for [`BACKSTOP_MIN`] where that is
+//! longer, is ended here.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -50,6 +54,9 @@ const SYN_ACK_RETRIES: u32 = 3;
 
 /// A SYN longer than this carries data that nobody asked for.
 const SYN_MAX: usize = 256;
+
+/// No service owes a client an answer for as long as this: the longest deadline that can be configured is a minute.
+const BACKSTOP_MIN: Duration = Duration::from_secs(75);
 
 /// A connection that the service has closed is aborted when the client does not take what is left for this long.
 const LINGER: Duration = Duration::from_secs(10);
@@ -143,7 +150,7 @@ impl Connections {
             interface: link.interface(0, smoltcp::time::Instant::ZERO),
             random,
             epoch: now,
-            idle_timeout: config.idle_timeout,
+            idle_timeout: config.idle_timeout.saturating_mul(2).max(BACKSTOP_MIN),
             max_open,
             max_half_open: max_open.clamp(HALF_OPEN_MIN, HALF_OPEN_MAX),
             draining: false,

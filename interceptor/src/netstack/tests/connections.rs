@@ -13,7 +13,7 @@ use super::super::{RECEIVE_BUFFER, SEND_BUFFER};
 use super::client::Client;
 use super::lab::{IDLE_TIMEOUT, Lab, MTU, read, segment, syn, tcp_flow, tcp_reply, write};
 
-const ALMOST_IDLE_TIMEOUT: Duration = Duration::from_secs(29);
+const ALMOST_BACKSTOP: Duration = Duration::from_secs(79);
 
 #[test]
 fn a_closed_tcp_port_resets_what_it_is_sent() {
@@ -155,7 +155,7 @@ fn a_client_that_does_not_read_stops_the_service_after_a_buffer_and_is_aborted_w
         "took {accepted} bytes"
     );
 
-    lab.pass(IDLE_TIMEOUT + Duration::from_secs(1));
+    lab.pass(2 * IDLE_TIMEOUT + Duration::from_secs(1));
     assert_eq!(lab.counters().connections_timed_out, 1);
     assert_eq!(lab.counters().connections_open, 0);
     assert_eq!(lab.client.state(socket), State::Closed);
@@ -183,14 +183,14 @@ fn a_service_that_does_not_read_stops_the_client_after_a_buffer() {
 }
 
 #[test]
-fn a_silent_connection_is_closed_after_the_idle_timeout() {
+fn a_silent_connection_that_its_service_keeps_is_closed_after_twice_the_idle_timeout() {
     let mut lab = Lab::new(100);
     let socket = lab.connect(tcp_flow("192.0.2.1", "10.30.30.30", 4000));
     let (_, mut stream) = lab.accept();
-    lab.pass(ALMOST_IDLE_TIMEOUT);
+    lab.pass(ALMOST_BACKSTOP);
     lab.client.send(socket, b"awake");
     lab.exchange();
-    lab.pass(ALMOST_IDLE_TIMEOUT);
+    lab.pass(ALMOST_BACKSTOP);
     assert_eq!(lab.client.state(socket), State::Established);
 
     lab.pass(Duration::from_secs(2));
@@ -202,12 +202,29 @@ fn a_silent_connection_is_closed_after_the_idle_timeout() {
 }
 
 #[test]
+fn a_service_that_takes_a_minute_to_answer_is_not_cut_short() {
+    let mut lab = Lab::with_idle_timeout(100, Duration::from_secs(1));
+    let socket = lab.connect(tcp_flow("192.0.2.1", "10.30.30.30", 4000));
+    let (_, mut stream) = lab.accept();
+    lab.client.send(socket, b"question");
+    lab.exchange();
+    assert_eq!(read(&mut stream).unwrap().unwrap(), b"question");
+
+    lab.pass(Duration::from_mins(1));
+
+    assert!(read(&mut stream).is_none());
+    write(&mut stream, b"answer").unwrap().unwrap();
+    lab.exchange();
+    assert_eq!(lab.client.receive(socket), b"answer");
+}
+
+#[test]
 fn a_client_that_vanishes_after_the_timeout_is_forgotten() {
     let mut lab = Lab::new(100);
     lab.connect(tcp_flow("192.0.2.1", "10.30.30.30", 4000));
     let (_, _stream) = lab.accept();
 
-    lab.unplugged(IDLE_TIMEOUT + Duration::from_mins(1));
+    lab.unplugged(2 * IDLE_TIMEOUT + Duration::from_mins(1));
 
     assert_eq!(lab.counters().connections_open, 0);
 }
@@ -435,7 +452,7 @@ fn connections_that_come_and_go_leave_nothing_behind() {
 
     assert_eq!(lab.counters().connections_accepted, 2_000);
     assert!(lab.stack.is_idle());
-    lab.pass(Duration::from_mins(1));
+    lab.pass(Duration::from_mins(2));
     assert_eq!(lab.stack.deadline(), None);
 }
 

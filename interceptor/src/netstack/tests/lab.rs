@@ -25,7 +25,7 @@ use crate::rules::Transport;
 use crate::service::{BoxStream, Directory, Flow, Responder, Service};
 
 pub(super) const MTU: usize = 1420;
-pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// A stack, a client, and the wire between them, on which every packet of the stack is checked.
 pub(super) struct Lab {
@@ -44,6 +44,10 @@ pub(super) struct Lab {
 
 impl Lab {
     pub(super) fn new(max_connections: usize) -> Self {
+        Self::with_idle_timeout(max_connections, IDLE_TIMEOUT)
+    }
+
+    pub(super) fn with_idle_timeout(max_connections: usize, idle_timeout: Duration) -> Self {
         let wire = Arc::new(Wire::default());
         let service = Arc::new(Recorder::default());
         let now = Instant::now();
@@ -52,7 +56,7 @@ impl Lab {
             Arc::clone(&wire) as Arc<dyn Transmitter>,
             &TcpConfig {
                 max_connections,
-                idle_timeout: IDLE_TIMEOUT,
+                idle_timeout,
             },
             MTU,
             [7; 32],
