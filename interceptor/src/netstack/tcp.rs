@@ -65,6 +65,9 @@ const LINGER: Duration = Duration::from_secs(10);
 const TIME_WAIT: Duration = Duration::from_secs(10);
 const TIME_WAIT_MAX: usize = 4096;
 
+/// How many connections may be no more before they are taken out of the line of those that leave.
+const LEAVING_SLACK: usize = 64;
+
 /// smoltcp asks to be polled at once when it waits for something that polling does not bring about.
 const POLL_INTERVAL_MIN: Duration = Duration::from_millis(1);
 
@@ -91,6 +94,8 @@ pub(super) struct Connections {
     timers: Timeline,
     /// When each open connection was last active, or earlier.
     activity: Timeline,
+    /// Connections that only wait for their client's FIN, oldest first; some of them are no more.
+    leaving: VecDeque<(Flow, u64)>,
     touched: Vec<Flow>,
 }
 
@@ -102,7 +107,8 @@ struct Open {
     armed: Option<(Instant, u64)>,
     /// When the connection is aborted unless it has closed by then.
     abort_at: Option<Instant>,
-    expired: bool,
+    /// All is sent and closed; there is nothing to lose in aborting it.
+    leaving: bool,
 }
 
 struct HalfOpen {
@@ -161,6 +167,7 @@ impl Connections {
             arrivals: VecDeque::new(),
             timers: Timeline::default(),
             activity: Timeline::default(),
+            leaving: VecDeque::new(),
             touched: Vec::new(),
         }
     }
@@ -413,7 +420,7 @@ impl Connections {
                 active_at: now,
                 armed: None,
                 abort_at: None,
-                expired: false,
+                leaving: false,
             },
         );
         self.activity.push(Item { at: now, flow, id });
@@ -436,8 +443,15 @@ impl Connections {
             .stream(flow, Box::new(TcpStream::new(connection)));
     }
 
-    /// Aborts the connection that has been idle for longest; false when there is none.
+    /// Aborts a connection that only waits for a FIN, or else the one that has been idle for longest; false when there
+    /// is none.
     fn evict(&mut self, link: &mut Link, now: Instant) -> bool {
+        while let Some((flow, id)) = self.leaving.pop_front() {
+            if self.open.get(&flow).is_some_and(|open| open.id == id) {
+                self.abort(link, flow, Abort::Evicted, now);
+                return true;
+            }
+        }
         while let Some(item) = self.activity.pop() {
             let Some(open) = self.open.get(&item.flow).filter(|open| open.id == item.id) else {
                 continue;
@@ -519,6 +533,10 @@ impl Connections {
             self.forget(flow, last, now);
             return;
         }
+        if open.abort_at.is_some() && !open.leaving && state.socket().send_queue() == 0 {
+            open.leaving = true;
+            self.leaving.push_back((flow, open.id));
+        }
         drop(state);
 
         let at = [due, open.abort_at].into_iter().flatten().min();
@@ -593,13 +611,10 @@ impl Connections {
             });
             return;
         }
-        // Still in line for eviction, and for another look.
-        open.active_at = now;
-        self.activity.push(Item { at: now, ..item });
-        if open.expired || open.abort_at.is_some() {
+        // It is aborted when it has lingered.
+        if open.abort_at.is_some() {
             return;
         }
-        open.expired = true;
         let mut state = open.connection.lock();
         state.ended = true;
         if state.socket().send_queue() > 0 {
@@ -639,6 +654,10 @@ impl Connections {
         self.activity.tidy(open.len(), |item| {
             open.get(&item.flow).is_some_and(|o| o.id == item.id)
         });
+        if self.leaving.len() > 2 * open.len() + LEAVING_SLACK {
+            self.leaving
+                .retain(|(flow, id)| open.get(flow).is_some_and(|o| o.id == *id));
+        }
         self.metrics.connections_open.set(open.len());
         self.metrics.connections_half_open.set(half_open.len());
     }

@@ -262,6 +262,56 @@ fn at_the_cap_the_connection_idle_for_longest_makes_room() {
 }
 
 #[test]
+fn at_the_cap_a_connection_that_only_waits_for_a_fin_makes_room_before_others() {
+    let mut lab = Lab::new(3);
+    let older = lab.connect(tcp_flow("192.0.2.1", "10.30.30.30", 4000));
+    let (_, _older_stream) = lab.accept();
+    lab.pass(Duration::from_secs(1));
+    let closed = lab.connect(tcp_flow("192.0.2.1", "10.30.30.30", 4001));
+    let (_, mut stream) = lab.accept();
+    write(&mut stream, b"the end").unwrap().unwrap();
+    drop(stream);
+    lab.exchange();
+    let unread = lab.connect(tcp_flow("192.0.2.1", "10.30.30.30", 4002));
+    let (_, mut stream) = lab.accept();
+    while write(&mut stream, &[7; 4096]).is_some() {
+        lab.exchange();
+    }
+    drop(stream);
+
+    let newcomer = lab.connect(tcp_flow("192.0.2.1", "10.30.30.30", 5000));
+
+    let states = [older, closed, unread, newcomer].map(|socket| lab.client.state(socket));
+    assert_eq!(
+        states,
+        [
+            State::Established,
+            State::Closed,
+            State::Established,
+            State::Established
+        ]
+    );
+    assert_eq!(lab.counters().connections_evicted, 1);
+}
+
+#[test]
+fn at_the_cap_a_connection_closed_for_idleness_makes_room_before_others() {
+    let mut lab = Lab::new(2);
+    let expired = lab.connect(tcp_flow("192.0.2.1", "10.30.30.30", 4000));
+    let (_, _expired_stream) = lab.accept();
+    lab.pass(Duration::from_mins(1));
+    let younger = lab.connect(tcp_flow("192.0.2.1", "10.30.30.30", 4001));
+    let (_, _younger_stream) = lab.accept();
+    lab.pass(Duration::from_secs(21));
+    assert_eq!(lab.client.state(expired), State::CloseWait);
+
+    lab.connect(tcp_flow("192.0.2.1", "10.30.30.30", 5000));
+
+    assert_eq!(lab.client.state(expired), State::Closed);
+    assert_eq!(lab.client.state(younger), State::Established);
+}
+
+#[test]
 fn a_flood_of_syns_costs_a_bounded_number_of_handshakes_and_keeps_nobody_out() {
     let mut lab = Lab::new(100);
     let old = lab.connect(tcp_flow("192.0.2.1", "10.30.30.30", 4000));
