@@ -42,6 +42,8 @@ counters! {
     unsupported,
     /// UDP datagrams given to services.
     datagrams,
+    /// UDP datagrams dropped because the netstack was stopping.
+    stopping,
     /// UDP datagrams that services sent.
     replies,
     /// UDP datagrams that services sent and that do not fit into a packet.

@@ -185,6 +185,7 @@ impl Stack {
             server: SocketAddr::new(packet.destination, datagram.dst_port()),
         };
         if self.draining {
+            self.metrics.stopping.add();
             return;
         }
         let Some(service) = self.directory.service(Transport::Udp, flow.server) else {

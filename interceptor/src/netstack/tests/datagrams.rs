@@ -204,6 +204,18 @@ fn fragments_noise_and_packets_from_their_own_destination_are_dropped_and_counte
 }
 
 #[test]
+fn a_datagram_that_comes_while_draining_is_dropped_and_counted() {
+    let mut lab = Lab::new(100);
+    lab.stack.drain();
+
+    let sent = lab.send(&datagram(udp_flow("192.0.2.1", "10.30.30.30"), b"late"));
+
+    assert!(sent.is_empty());
+    assert_eq!(lab.counters().stopping, 1);
+    assert_eq!(lab.counters().datagrams, 0);
+}
+
+#[test]
 fn extension_headers_are_looked_through_for_datagrams_and_connections() {
     let mut lab = Lab::new(100);
 
