@@ -19,6 +19,9 @@ pub const TYPE_IXFR: u16 = 251;
 /// Zone transfer (RFC 5936).
 pub const TYPE_AXFR: u16 = 252;
 
+/// Records of a query that are looked at; one of IXFR, OPT and a signature is what clients send.
+const MAX_RECORDS: u32 = 16;
+
 /// A well-formed query for one name, type and class.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query<'a> {
@@ -37,11 +40,17 @@ impl<'a> Query<'a> {
         if header.flags.contains(Flags::RESPONSE) {
             return Err(Rejection::Ignored(Ignored::Response));
         }
+        let records: u32 = header.records.into_iter().map(u32::from).sum();
+        let is_overlong = header.questions > 1 || records > MAX_RECORDS;
         let Scan {
             question,
             opt,
             error,
-        } = Scan::of(wire, header);
+        } = if is_overlong {
+            Scan::of_question(wire, header)
+        } else {
+            Scan::of(wire, header)
+        };
         let refuse = |rcode, text| {
             let echo = Echo {
                 header,
@@ -55,6 +64,9 @@ impl<'a> Query<'a> {
         }
         if header.questions != 1 {
             return refuse(Rcode::FORMERR, "a query has one question (RFC 9619)");
+        }
+        if is_overlong {
+            return refuse(Rcode::FORMERR, "a query has few records");
         }
         if let Some(error) = error {
             return refuse(Rcode::FORMERR, describe(error));
@@ -330,6 +342,30 @@ mod tests {
             refused(&query).metadata.response_code,
             ResponseCode::FormErr
         );
+    }
+
+    #[test]
+    fn a_query_of_many_records_is_refused_without_looking_at_them() {
+        let mut query = testing::query("bomb.example.", "A");
+        let end = query.len();
+        for _ in 0..5000 {
+            query.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0]);
+        }
+        for (count_at, opcode, rcode) in [
+            (6, 0, Rcode::FORMERR),
+            (8, 0, Rcode::FORMERR),
+            (10, 0, Rcode::FORMERR),
+            (8, 5, Rcode::NOTIMP),
+        ] {
+            let mut query = query.clone();
+            query[2] |= opcode << 3;
+            put_u16(&mut query, count_at, 5000);
+            let Err(Rejection::Refused(refusal)) = Query::parse(&query) else {
+                panic!("not refused");
+            };
+            assert_eq!(refusal.rcode(), rcode);
+            assert_eq!(refusal.reply(&query).len(), end);
+        }
     }
 
     #[test]

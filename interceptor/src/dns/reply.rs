@@ -134,6 +134,7 @@ mod tests {
     use super::*;
     use crate::dns::query::Query;
     use crate::dns::testing;
+    use crate::dns::wire::HEADER_LEN;
 
     #[test]
     fn the_client_gets_its_own_id_and_letter_case_back() {
@@ -224,6 +225,32 @@ mod tests {
         assert_eq!(
             parse(&right[..5]),
             Unusable::Malformed(WireError::EndsEarly)
+        );
+    }
+
+    #[test]
+    fn a_reply_with_an_owner_name_of_too_many_pointers_is_refused() {
+        let query = testing::query(".", "A");
+        let request = Query::parse(&query).unwrap().request();
+        let id = u16::from_be_bytes([query[0], query[1]]);
+        let reply = |pointers: u16| {
+            let mut reply = testing::reply_of(&query, 0);
+            put_u16(&mut reply, 6, 2);
+            reply.extend_from_slice(&[0, 0xff, 0, 0, 1, 0, 0, 0, 0]);
+            reply.extend_from_slice(&(2 * pointers).to_be_bytes());
+            let mut target = HEADER_LEN as u16;
+            for _ in 0..=pointers {
+                let at = reply.len() as u16;
+                reply.extend_from_slice(&(0xc000 | target).to_be_bytes());
+                target = at;
+            }
+            reply.extend_from_slice(&[0xff, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+            Reply::parse(&reply, id, &request)
+        };
+        assert!(reply(100).is_ok());
+        assert_eq!(
+            reply(4000).unwrap_err(),
+            Unusable::Malformed(WireError::Name)
         );
     }
 

@@ -69,6 +69,16 @@ pub(super) fn reply_of(query: &[u8], answers: usize) -> Vec<u8> {
     octets
 }
 
+/// A header's worth of zeros, the root, and pointers each of which leads to the octets before it.
+pub(super) fn pointer_chain(pointers: u16) -> Vec<u8> {
+    let mut octets = vec![0; 13];
+    octets.extend((0..pointers).flat_map(|number| {
+        let target = if number == 0 { 12 } else { 11 + 2 * number };
+        (0xc000 | target).to_be_bytes()
+    }));
+    octets
+}
+
 /// The next message on a stream; `None` at its end.
 pub(super) async fn read_framed(stream: &mut (impl AsyncRead + Unpin)) -> Option<Vec<u8>> {
     let length = stream.read_u16().await.ok()?;

@@ -20,6 +20,10 @@ pub const BARE_OPT_LEN: usize = 11;
 /// Octets of the longest name (RFC 1035 §3.1).
 const MAX_NAME_LEN: usize = 255;
 
+/// Compression pointers of one name, as many as it can have labels; without a bound a chain of pointers that every
+/// record begins with would make a message cost the square of its length.
+const MAX_POINTERS: usize = MAX_NAME_LEN / 2;
+
 const TYPE_OPT: u16 = 41;
 const OPTION_EXTENDED_ERROR: u16 = 15;
 const OPT_DNSSEC_OK: u16 = 0x8000;
@@ -358,6 +362,19 @@ impl Scan {
         scan
     }
 
+    /// Reads the question of `message`, which has `header`, and leaves the records alone.
+    pub fn of_question(message: &[u8], header: Header) -> Self {
+        let question = match header.questions {
+            1 => parse_question(message, HEADER_LEN).map(Some),
+            _ => Ok(None),
+        };
+        Self {
+            question: question.unwrap_or_default(),
+            opt: None,
+            error: question.err(),
+        }
+    }
+
     fn walk(&mut self, message: &[u8], header: Header) -> Result<(), WireError> {
         let mut at = HEADER_LEN;
         for _ in 0..header.questions {
@@ -537,12 +554,13 @@ pub fn put_u16(message: &mut [u8], at: usize, value: u16) {
 
 /// The offset of the first octet after the name at `start`, which may be compressed (RFC 1035 §4.1.4).
 ///
-/// Pointers lead strictly backwards, which is how compression loops end.
+/// Pointers lead strictly backwards, which is how compression loops end, and are at most as many as labels can be.
 pub fn skip_name(message: &[u8], start: usize) -> Result<usize, WireError> {
     let mut at = start;
     let mut pointers_below = start;
     let mut end = None;
     let mut length = 1;
+    let mut pointers = 0;
     loop {
         let octet = *message.get(at).ok_or(WireError::EndsEarly)?;
         match octet >> 6 {
@@ -557,7 +575,8 @@ pub fn skip_name(message: &[u8], start: usize) -> Result<usize, WireError> {
             3 => {
                 let pointer = u16_at(message, at).ok_or(WireError::EndsEarly)?;
                 let target = usize::from(pointer & 0x3fff);
-                if !(HEADER_LEN..pointers_below).contains(&target) {
+                pointers += 1;
+                if pointers > MAX_POINTERS || !(HEADER_LEN..pointers_below).contains(&target) {
                     return Err(WireError::Name);
                 }
                 end.get_or_insert(at + 2);
@@ -605,6 +624,14 @@ mod tests {
     fn a_pointer_into_the_header_is_refused() {
         let message = [[0; HEADER_LEN].as_slice(), &[0xc0, 0]].concat();
         assert_eq!(skip_name(&message, 12), Err(WireError::Name));
+    }
+
+    #[test]
+    fn a_name_of_more_pointers_than_labels_can_be_is_refused() {
+        let chain = testing::pointer_chain(200);
+        let after = |pointers: usize| HEADER_LEN + 1 + 2 * pointers;
+        assert_eq!(skip_name(&chain, after(126)), Ok(after(127)));
+        assert_eq!(skip_name(&chain, after(127)), Err(WireError::Name));
     }
 
     #[test]
