@@ -7,15 +7,18 @@ use crate::flow::Path;
 /// the reader device sees it.
 pub const REDIRECTED: u32 = u32::from_be_bytes(*b"icpt");
 
+/// A flag in [`Control::active`].
+pub const ANY_PORTS: u32 = 2;
+
 /// What the programs read of the daemon's wishes.
 ///
-/// The daemon writes the whole of it at once, but only `bank` decides between two rulesets, and it changes by one
+/// The daemon writes the whole of it at once, but only `active` decides between two rulesets, and it changes by one
 /// byte: a packet sees the old ruleset or the new one, never a mixture.
 #[repr(C)]
 #[derive(Clone, Debug)]
 pub struct Control {
-    /// The bank that counts, 0 or 1.
-    pub bank: u32,
+    /// The bank that counts, 0 or 1, and [`ANY_PORTS`] where its rules take ports of any destination.
+    pub active: u32,
     /// The mark of packets that are never intercepted; 0 for none.
     pub mark: u32,
     /// The reader device.
@@ -37,7 +40,7 @@ impl Control {
         reason = "lives in statics and on the heap"
     )]
     pub const EMPTY: Self = Self {
-        bank: 0,
+        active: 0,
         mark: 0,
         reader: 0,
         remember: 0,

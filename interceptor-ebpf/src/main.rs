@@ -28,7 +28,7 @@ mod programs {
     use aya_ebpf::maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray};
     use aya_ebpf::programs::TcContext;
     use interceptor_ebpf::classify::{Match, Rules, classify};
-    use interceptor_ebpf::control::{Control, REDIRECTED};
+    use interceptor_ebpf::control::{ANY_PORTS, Control, REDIRECTED};
     use interceptor_ebpf::filter::Filter;
     use interceptor_ebpf::flow::{FlowKey, MAX_FLOWS, Path};
     use interceptor_ebpf::headers::{Address, Bytes, Headers};
@@ -93,17 +93,18 @@ mod programs {
 
     #[inline(always)]
     fn egress<const LINK: usize>(context: &TcContext) -> i32 {
-        let bank = control!(bank) & 1;
-        if !admits::<LINK>(context, bank as usize) {
+        let active = control!(active);
+        if !admits::<LINK>(context, active) {
             return TC_ACT_UNSPEC;
         }
-        judge::<LINK>(context.skb.skb, bank)
+        judge::<LINK>(context.skb.skb, active & 1)
     }
 
     /// The prefilter: false when no rule can match. Reads the packet directly, at fixed offsets, in words: the kernel
     /// aligns the IP header to four bytes, and the verifier refuses what the processor could not load.
     #[inline(always)]
-    fn admits<const LINK: usize>(context: &TcContext, bank: usize) -> bool {
+    fn admits<const LINK: usize>(context: &TcContext, active: u32) -> bool {
+        let bank = (active & 1) as usize;
         let data = context.data();
         let end = context.data_end();
         let ip = data + LINK;
@@ -141,10 +142,10 @@ mod programs {
         if Filter::is_set(control!(bits[bank][index >> 6]), index) {
             return true;
         }
-        let any_ports = control!(heads[bank].any_ports);
-        if any_ports == 0 {
+        if active & ANY_PORTS == 0 {
             return false;
         }
+        let any_ports = control!(heads[bank].any_ports);
         // SAFETY: within the bounds checked above, for each version.
         let (plain, protocol, port) = unsafe {
             if version == 4 {

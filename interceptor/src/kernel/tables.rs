@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap as KernelMap, MapData, MapError};
+use interceptor_ebpf::control::ANY_PORTS;
 use interceptor_ebpf::rules::{Destination, ExactKey, PortKey, PrefixKey};
 use interceptor_ebpf::{Address, Control};
 
@@ -54,15 +55,15 @@ impl Tables {
 
     /// Makes `rules` the ones that count. Waits for packets that are still looked up in the bank it fills.
     pub(super) fn apply(&mut self, rules: &Compiled) -> Result<()> {
-        let active = self.control.bank;
-        let next = active ^ 1;
+        let next = (self.control.active & 1) ^ 1;
         super::grace::wait_for_running_programs();
         self.fill(next, rules)
             .context("cannot write the rules into the kernel")?;
         self.control.heads[next as usize] = rules.filter.head;
         self.control.bits[next as usize] = rules.filter.bits;
         self.write_global()?;
-        self.control.bank = next;
+        let any_ports = rules.filter.head.any_ports != 0;
+        self.control.active = next | if any_ports { ANY_PORTS } else { 0 };
         self.write_global()
     }
 
