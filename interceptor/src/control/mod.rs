@@ -7,7 +7,7 @@
 //! | `POST /v1/rules` | adds the [`Rule`](crate::rules::Rule) in the body; 201 with its [`RuleStatus`] |
 //! | `DELETE /v1/rules/{id}` | removes a rule; 200 with its last [`RuleStatus`] |
 //!
-//! What fails is `{"error": "one line"}` with 400, 403, 404, 405, 409, 413 or 500.
+//! What fails is `{"error": "one line"}` with 400, 403, 404, 405, 408, 409, 413 or 500.
 
 pub mod client;
 mod model;
@@ -18,4 +18,4 @@ pub use model::{
     InterfaceState, InterfaceStatus, ReaderStatus, RuleStatus, Status, UpstreamStatus,
 };
 pub use server::{Backend, Refusal, serve};
-pub use socket::{BindError, ControlSocket, bind};
+pub use socket::{BindError, ControlSocket, bind, inspect};

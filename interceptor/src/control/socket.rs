@@ -7,7 +7,9 @@ use std::os::unix::net;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{AccessFlags, access};
 use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
@@ -96,8 +98,54 @@ pub async fn bind(path: &Path) -> Result<ControlSocket, BindError> {
     })
 }
 
+/// Whether [`bind`] would find its way free at `path`, by looking alone.
+pub async fn inspect(path: &Path) -> Result<(), BindError> {
+    let failed = |source| BindError::System {
+        doing: "bind the control socket",
+        path: path.to_owned(),
+        source,
+    };
+    occupant(path).await?;
+    // Directories that are missing are made.
+    let parents = path.ancestors().skip(1).map(|parent| {
+        if parent.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            parent
+        }
+    });
+    for parent in parents {
+        match access(parent, AccessFlags::W_OK | AccessFlags::X_OK) {
+            Ok(()) => break,
+            Err(Errno::ENOENT) => {}
+            Err(error) => return Err(failed(error.into())),
+        }
+    }
+    Ok(())
+}
+
 /// Removes a socket that nobody answers at.
 async fn clear(path: &Path) -> Result<(), BindError> {
+    match occupant(path).await? {
+        Occupant::Nobody => Ok(()),
+        Occupant::Stale => fs::remove_file(path).map_err(|source| BindError::System {
+            doing: "remove the stale control socket",
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// What may be in the socket's place.
+enum Occupant {
+    /// Nothing.
+    Nobody,
+    /// A socket that nobody answers at.
+    Stale,
+}
+
+/// What is in the socket's place; fails where that cannot be removed.
+async fn occupant(path: &Path) -> Result<Occupant, BindError> {
     let failed = |doing| {
         move |source| BindError::System {
             doing,
@@ -107,7 +155,7 @@ async fn clear(path: &Path) -> Result<(), BindError> {
     };
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Occupant::Nobody),
         Err(error) => return Err(failed("look at the control socket")(error)),
     };
     if !metadata.file_type().is_socket() {
@@ -123,9 +171,7 @@ async fn clear(path: &Path) -> Result<(), BindError> {
             pid: None,
             path: path.to_owned(),
         }),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(failed("remove the stale control socket"))
-        }
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(Occupant::Stale),
         Err(error) => Err(failed("ask who answers at")(error)),
     }
 }
@@ -221,6 +267,23 @@ mod tests {
             )
         );
         assert_eq!(fs::read_to_string(&path).unwrap(), "notes");
+    }
+
+    #[tokio::test]
+    async fn a_look_says_what_binding_would_and_changes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let [missing, stale, live, file] =
+            ["a/b/missing", "stale", "live", "file"].map(|name| directory.path().join(name));
+        drop(net::UnixListener::bind(&stale).unwrap());
+        let _live = bind(&live).await.unwrap();
+        fs::write(&file, "notes").unwrap();
+        for path in [&missing, &stale] {
+            inspect(path).await.unwrap();
+        }
+        assert!(stale.exists() && !directory.path().join("a").exists());
+        for path in [&live, &file, &file.join("below")] {
+            assert!(inspect(path).await.is_err(), "{}", path.display());
+        }
     }
 
     #[tokio::test]

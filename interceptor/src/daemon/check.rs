@@ -1,51 +1,202 @@
 //! What a look at the host says of a configuration, before anything is changed.
 
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
 use crate::bypass::Bypass;
 use crate::config::{Config, Finding, Level};
-use crate::net::{Link, NoSuchInterface, links, wireguard};
+use crate::control;
+use crate::kernel::Capability;
+use crate::net::{Link, LockError, NoSuchInterface, TapLock, links, routes, wireguard};
+use crate::reader::tun::TunError;
+use crate::rules::{Destination, Rule};
 
 use super::routing::{self, upstream_warning};
 use super::rulebook::Rulebook;
 use super::shared_kernel::SharedKernel;
 
-/// What would stand in the daemon's way here: interfaces that are missing, upstreams that would be asked through the
-/// tunnel.
+/// What would stand in the daemon's way here: what it lacks or finds taken, and upstreams and virtual addresses that do
+/// not go together with the host's routes.
 pub async fn check(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
+    findings.extend(privileges(config));
+    findings.extend(reader_device(config).await);
+    findings.extend(control_socket(config).await);
+    findings.extend(bpf_object(config));
     let mut tunnels = Vec::new();
     for name in &config.interfaces {
-        match links::find(name).await {
-            Ok(Some(link)) => tunnels.push(link),
-            Ok(None) => findings.push(Finding {
-                level: Level::Error,
-                text: NoSuchInterface::new(name).to_string(),
-            }),
-            Err(error) => findings.push(Finding {
-                level: Level::Error,
-                text: format!("{name}: cannot look for the interface: {error}"),
-            }),
+        match tunnel(name, config.share).await {
+            Ok(link) => tunnels.push(link),
+            Err(text) => findings.push(error(text)),
         }
     }
+    findings.extend(covered_upstreams(config).into_iter().map(warning));
+    findings.extend(own_addresses(config).await.into_iter().map(warning));
+    findings.extend(upstreams(config, &tunnels).await);
+    findings
+}
+
+/// What is wrong with virtual addresses that are the host's own, a line each.
+async fn own_addresses(config: &Config) -> Vec<String> {
+    let mut lines = Vec::new();
+    for address in &config.addresses {
+        if is_own(*address).await {
+            lines.push(format!(
+                "virtual address {address} is one of this host's own, so that packets to it never reach a tunnel; choose \
+                 one that no host owns, or take it off its interface"
+            ));
+        }
+    }
+    lines
+}
+
+async fn is_own(address: IpAddr) -> bool {
+    routes::lookup(address, 0, None)
+        .await
+        .is_ok_and(|via| via.local)
+}
+
+fn error(text: String) -> Finding {
+    Finding {
+        level: Level::Error,
+        text,
+    }
+}
+
+fn warning(text: String) -> Finding {
+    Finding {
+        level: Level::Warning,
+        text,
+    }
+}
+
+/// Without tunnels the daemon does without BPF, though not without a device.
+fn privileges(config: &Config) -> Option<Finding> {
+    let missing = Capability::missing();
+    let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    let names = names.join(", ");
+    if missing.is_empty() {
+        return None;
+    }
+    if config.interfaces.is_empty() && !missing.contains(&Capability::NetAdmin) {
+        return Some(warning(format!(
+            "without {names} rules have no counters; run as root"
+        )));
+    }
+    Some(error(format!(
+        "privileges are missing: {names}; run as root, or with CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON"
+    )))
+}
+
+async fn reader_device(config: &Config) -> Option<Finding> {
+    let name = config.reader.device.as_ref()?;
+    match links::find(name).await {
+        Ok(None) => None,
+        Ok(Some(_)) => Some(error(TunError::Taken(name.clone()).to_string())),
+        Err(reason) => Some(error(cannot_look(name, &reason))),
+    }
+}
+
+async fn control_socket(config: &Config) -> Option<Finding> {
+    let reason = control::inspect(&config.control).await.err()?;
+    Some(error(reason.to_string()))
+}
+
+fn bpf_object(config: &Config) -> Option<Finding> {
+    let path = config.bpf_object.as_deref()?;
+    let text = match is_object(path) {
+        Ok(true) => return None,
+        Ok(false) => format!("{} is no BPF object", path.display()),
+        Err(reason) => format!("cannot read the BPF object {}: {reason}", path.display()),
+    };
+    if config.interfaces.is_empty() {
+        return Some(warning(format!("{text}; rules have no counters")));
+    }
+    Some(error(text))
+}
+
+/// Whether the file is in the format of BPF objects, ELF.
+fn is_object(path: &Path) -> io::Result<bool> {
+    let mut magic = Vec::new();
+    File::open(path)?.take(4).read_to_end(&mut magic)?;
+    Ok(magic == b"\x7fELF")
+}
+
+/// The tunnel, if it is there to be tapped.
+async fn tunnel(name: &str, share: bool) -> Result<Link, String> {
+    let link = links::find(name)
+        .await
+        .map_err(|reason| cannot_look(name, &reason))?
+        .ok_or_else(|| NoSuchInterface::new(name).to_string())?;
+    if share {
+        return Ok(link);
+    }
+    match TapLock::acquire(link.index) {
+        Ok(_) => Ok(link),
+        Err(LockError::Held { pid, .. }) => {
+            let holder = pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+            Err(format!(
+                "{name}: another interceptor{holder} taps this interface; stop it, or pass --share to tap it twice"
+            ))
+        }
+        Err(reason @ LockError::Socket { .. }) => Err(format!("{name}: {reason}")),
+    }
+}
+
+fn cannot_look(name: &str, reason: &io::Error) -> String {
+    format!("{name}: cannot look for the interface: {reason}")
+}
+
+/// Upstreams in a prefix that would be routed to the reader device, were they not in it.
+fn covered_upstreams(config: &Config) -> Vec<String> {
+    if !config.reader.routes {
+        return Vec::new();
+    }
+    let alone = config.interfaces.is_empty();
+    let mut lines = Vec::new();
+    for upstream in &config.dns.upstreams {
+        let upstream = upstream.address();
+        let covering = config
+            .rules
+            .iter()
+            .find(|rule| covers(rule, upstream, alone));
+        if let Some(rule) = covering {
+            lines.push(format!(
+                "upstream {upstream} is covered by rule `{rule}`; so that queries to it do not come back, {} is not routed \
+                 to the reader device, and the rule takes only what {}",
+                rule.destination,
+                if alone { "other routes send there" } else { "a tunnel carries" },
+            ));
+        }
+    }
+    lines
+}
+
+/// Whether a rule's destination is routed to the reader device, `alone` or with tunnels, and has the upstream in it.
+fn covers(rule: &Rule, upstream: SocketAddr, alone: bool) -> bool {
+    let Destination::Net(net) = rule.destination else {
+        return false;
+    };
+    let is_whole = rule.protocol.is_none() && rule.port.is_none();
+    (alone || is_whole) && net.prefix_len() > 0 && net.contains(&upstream.ip())
+}
+
+async fn upstreams(config: &Config, tunnels: &[Link]) -> Vec<Finding> {
+    let rulebook = match Rulebook::new(&config.rules, SharedKernel::default()) {
+        Ok(rulebook) => rulebook,
+        Err(reason) => return vec![error(format!("{reason:#}"))],
+    };
     let mark = match config.bypass.mark {
         Some(mark) => mark,
-        None => mark_of(&tunnels).await,
+        None => mark_of(tunnels).await,
     };
     let bypass = Bypass::new(mark, config.bypass.device.as_deref());
-    match Rulebook::new(&config.rules, SharedKernel::default()) {
-        Ok(rulebook) => {
-            for upstream in &config.dns.upstreams {
-                let upstream = upstream.address();
-                let text = upstream_warning(upstream, &bypass, &tunnels, 0, &rulebook).await;
-                findings.extend(text.map(|text| Finding {
-                    level: Level::Warning,
-                    text,
-                }));
-            }
-        }
-        Err(error) => findings.push(Finding {
-            level: Level::Error,
-            text: format!("{error:#}"),
-        }),
+    let mut findings = Vec::new();
+    for upstream in &config.dns.upstreams {
+        let text = upstream_warning(upstream.address(), &bypass, tunnels, 0, &rulebook).await;
+        findings.extend(text.map(warning));
     }
     findings
 }
@@ -58,4 +209,34 @@ async fn mark_of(tunnels: &[Link]) -> u32 {
         }
     }
     routing::DEFAULT_MARK
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_covers_an_upstream_whose_route_it_would_take() {
+        let upstream = "8.8.8.8:53".parse().unwrap();
+        for (rule, with_tunnels, alone) in [
+            ("8.8.8.8 -> dns", true, true),
+            ("8.8.8.0/24 -> dns", true, true),
+            ("8.8.8.0/24 udp port 53 -> dns", false, true),
+            ("8.8.8.0/24 icmp -> echo", false, true),
+            ("8.8.4.0/24 -> dns", false, false),
+            ("any port 53 -> dns", false, false),
+            ("0.0.0.0/0 port 53 -> dns", false, false),
+        ] {
+            let rule: Rule = rule.parse().unwrap();
+            assert_eq!(covers(&rule, upstream, false), with_tunnels, "{rule}");
+            assert_eq!(covers(&rule, upstream, true), alone, "{rule}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_elf_can_be_an_object() {
+        assert!(is_object(Path::new("/proc/self/exe")).unwrap());
+        assert!(!is_object(Path::new("/proc/self/status")).unwrap());
+        assert!(is_object(Path::new("/proc")).is_err());
+    }
 }

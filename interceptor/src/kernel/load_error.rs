@@ -20,12 +20,12 @@ pub(crate) struct LoadError {
 
 impl LoadError {
     /// The object, at `path` where it is not the embedded one, was not taken.
-    pub(super) fn object(path: Option<&Path>, error: EbpfError) -> Self {
+    pub(super) fn object(path: Option<&Path>, error: &EbpfError) -> Self {
         let what = match path {
             Some(path) => format!("cannot load the BPF object {}", path.display()),
             None => "cannot load the BPF programs".to_owned(),
         };
-        Self::new(what, &error, false, &Capability::missing())
+        Self::new(what, error, false, &Capability::missing())
     }
 
     /// A program of the object was not taken.
@@ -146,7 +146,7 @@ mod tests {
         let Err(error) = aya::Ebpf::load(b"#!/bin/sh\n") else {
             panic!("that was no object");
         };
-        let told = LoadError::object(Some(Path::new("/x/y.o")), error).to_string();
+        let told = LoadError::object(Some(Path::new("/x/y.o")), &error).to_string();
         assert!(
             told.starts_with("cannot load the BPF object /x/y.o: error parsing BPF object: "),
             "{told}"

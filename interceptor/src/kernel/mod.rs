@@ -123,7 +123,7 @@ impl Kernel {
                 .with_context(|| format!("cannot read the BPF object {}", path.display()))?,
             None => Cow::Borrowed(OBJECT),
         };
-        let mut ebpf = Ebpf::load(&bytes).map_err(|error| LoadError::object(object, error))?;
+        let mut ebpf = Ebpf::load(&bytes).map_err(|error| LoadError::object(object, &error))?;
         if ebpf.map("AYA_LOGS").is_some() {
             forward_logs(&mut ebpf)?;
         }
