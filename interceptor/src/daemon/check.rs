@@ -22,6 +22,7 @@ use super::shared_kernel::SharedKernel;
 pub async fn check(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(privileges(config));
+    findings.extend(tun());
     findings.extend(reader_device(config).await);
     findings.extend(control_socket(config).await);
     findings.extend(bpf_object(config));
@@ -88,6 +89,13 @@ fn privileges(config: &Config) -> Option<Finding> {
     Some(error(format!(
         "privileges are missing: {names}; run as root, or with CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON"
     )))
+}
+
+/// Opening it makes no device yet.
+fn tun() -> Option<Finding> {
+    let opened = File::options().read(true).write(true).open("/dev/net/tun");
+    let reason = opened.err()?;
+    Some(error(TunError::Open(reason).to_string()))
 }
 
 async fn reader_device(config: &Config) -> Option<Finding> {
