@@ -45,6 +45,137 @@ fn a_configuration_without_mistakes_passes_check() -> Result<()> {
 }
 
 #[test]
+fn check_finds_what_would_stop_run() -> Result<()> {
+    let namespace = Namespace::new("bad")?;
+    namespace.run("ip link add taken0 type veth peer name taken1")?;
+    let scratch = Scratch::new()?;
+    let occupied = scratch.write("occupied", "notes")?.display().to_string();
+    let script = scratch
+        .write("script", "#!/bin/sh\n")?
+        .display()
+        .to_string();
+
+    let exit = interceptor(
+        &namespace,
+        &[
+            "check",
+            "--interface",
+            "taken1",
+            "--device",
+            "taken0",
+            "--control",
+            &occupied,
+            "--bpf-object",
+            &script,
+        ],
+    )?;
+
+    assert_refused(&exit, 1, &["would not work here, for 3 reasons"]);
+    for part in [
+        "# error: taken0: an interface of that name exists",
+        &format!("# error: {occupied} is there and is no socket"),
+        &format!("# error: {script} is no BPF object"),
+    ] {
+        assert!(exit.stdout.contains(part), "{part}: {exit:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn check_beside_a_running_daemon_says_what_it_has_taken() -> Result<()> {
+    let lab = lab::Lab::client_with_tunnel()?;
+    let daemon = lab.daemon(&[])?;
+    let control = daemon.control().display().to_string();
+    let name = lab.tunnel.client_interface();
+
+    let exit = interceptor(&lab.client, &["check", "-i", name, "--control", &control])?;
+
+    assert_eq!(exit.code, Some(1), "{exit:?}");
+    let pid = daemon.pid();
+    for part in [
+        format!("# error: another interceptor (pid {pid}) answers at {control}"),
+        format!("# error: {name}: another interceptor (pid {pid}) taps this interface"),
+    ] {
+        assert!(exit.stdout.contains(&part), "{part}: {exit:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn check_without_privileges_names_those_that_are_missing() -> Result<()> {
+    let namespace = Namespace::new("bad")?;
+    let scratch = Scratch::new()?;
+    let program = scratch.path("interceptor");
+    fs::copy(lab::binary()?, &program)?;
+    if let Some(directory) = program.parent() {
+        fs::set_permissions(directory, Permissions::from_mode(0o777))?;
+    }
+    let mut plain = std::process::Command::new(&program);
+    plain
+        .args(["check", "--control"])
+        .arg(scratch.path("control.sock"));
+    let dropped = lab::unprivileged(&plain);
+    let mut command = namespace.command(dropped.get_program());
+    command.args(dropped.get_args());
+
+    let exit = lab::finish(command)?;
+
+    assert_eq!(exit.code, Some(1), "{exit:?}");
+    let part = "# error: privileges are missing: CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON";
+    assert!(exit.stdout.contains(part), "{exit:?}");
+    Ok(())
+}
+
+#[test]
+fn check_warns_of_addresses_that_the_host_owns_and_of_upstreams_that_a_rule_covers() -> Result<()> {
+    let namespace = Namespace::new("bad")?;
+    namespace.run("ip address add 10.30.30.30/32 dev lo")?;
+    namespace.run("ip link set lo up")?;
+
+    let exit = interceptor(
+        &namespace,
+        &[
+            "check",
+            "--upstream",
+            "udp://192.0.2.53",
+            "--rule",
+            "192.0.2.0/24 udp port 53",
+        ],
+    )?;
+
+    assert_eq!(exit.code, Some(0), "{exit:?}");
+    for part in [
+        "# warning: virtual address 10.30.30.30 is one of this host's own",
+        "# warning: upstream 192.0.2.53:53 is covered by rule `192.0.2.0/24 udp port 53 -> dns`",
+    ] {
+        assert!(exit.stdout.contains(part), "{part}: {exit:?}");
+    }
+    assert!(!exit.stdout.contains("virtual address fd30"), "{exit:?}");
+    Ok(())
+}
+
+#[test]
+fn what_is_no_bpf_object_is_named_once() -> Result<()> {
+    let namespace = Namespace::new("bad")?;
+    namespace.run("ip link add wg0 type veth peer name wg1")?;
+    let scratch = Scratch::new()?;
+    let script = scratch
+        .write("script", "#!/bin/sh\n")?
+        .display()
+        .to_string();
+
+    let exit = interceptor(&namespace, &["run", "-i", "wg0", "--bpf-object", &script])?;
+
+    assert_refused(&exit, 1, &[&script]);
+    let mut clauses: Vec<&str> = exit.stderr.trim_end().split(": ").collect();
+    clauses.sort_unstable();
+    let all = clauses.len();
+    clauses.dedup();
+    assert_eq!(clauses.len(), all, "{exit:?}");
+    Ok(())
+}
+
+#[test]
 fn without_privileges_the_error_names_what_is_missing() -> Result<()> {
     let namespace = Namespace::new("bad")?;
     let scratch = Scratch::new()?;
@@ -173,6 +304,11 @@ fn flags_that_make_no_sense_are_named() -> Result<()> {
             &["resolver.example"],
         ),
         (&["run", "--upstream", "udp://192.0.2.53:0"], &["0"]),
+        (
+            &["run", "--upstream", "udp://[::ffff:192.0.2.53]"],
+            &["udp://192.0.2.53"],
+        ),
+        (&["run", "--log", "inof"], &["--log", "inof"]),
         (&["run", "--address", "127.0.0.1"], &["127.0.0.1"]),
         (&["run", "--address", "224.0.0.1"], &["224.0.0.1"]),
         (
