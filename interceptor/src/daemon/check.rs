@@ -9,13 +9,14 @@ use crate::bypass::Bypass;
 use crate::config::{Config, Finding, Level};
 use crate::control;
 use crate::kernel::Capability;
-use crate::net::{Link, LockError, NoSuchInterface, TapLock, links, routes, wireguard};
+use crate::net::{Link, NoSuchInterface, links, routes, wireguard};
 use crate::reader::tun::TunError;
 use crate::rules::{Destination, Rule};
 
 use super::routing::{self, upstream_warning};
 use super::rulebook::Rulebook;
 use super::shared_kernel::SharedKernel;
+use super::taps;
 
 /// What would stand in the daemon's way here: what it lacks or finds taken, and upstreams and virtual addresses that do
 /// not go together with the host's routes.
@@ -141,15 +142,9 @@ async fn tunnel(name: &str, share: bool) -> Result<Link, String> {
     if share {
         return Ok(link);
     }
-    match TapLock::acquire(link.index) {
+    match taps::lock(&link) {
         Ok(_) => Ok(link),
-        Err(LockError::Held { pid, .. }) => {
-            let holder = pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
-            Err(format!(
-                "{name}: another interceptor{holder} taps this interface; stop it, or pass --share to tap it twice"
-            ))
-        }
-        Err(reason @ LockError::Socket { .. }) => Err(format!("{name}: {reason}")),
+        Err(reason) => Err(format!("{reason:#}")),
     }
 }
 

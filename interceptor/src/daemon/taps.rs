@@ -324,7 +324,7 @@ impl Tunnel {
 }
 
 /// The right to tap `link`, alone among interceptors.
-fn lock(link: &Link) -> Result<TapLock> {
+pub(super) fn lock(link: &Link) -> Result<TapLock> {
     let Link { name, index, .. } = link;
     TapLock::acquire(*index).map_err(|error| match error {
         net::LockError::Held { pid, .. } => {
