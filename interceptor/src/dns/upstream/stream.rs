@@ -27,6 +27,9 @@ const QUEUE: usize = 256;
 /// Octets written ahead of what the upstream takes.
 const MAX_OUTBOUND: usize = 64 * 1024;
 
+/// How often a query is given to another connection because the one it was given to ended before it was sent.
+const UNSENT_MAX: usize = 4;
+
 /// What a connection's life depends on.
 #[derive(Clone, Copy, Debug)]
 struct Patience {
@@ -66,20 +69,26 @@ impl<D: Dial> StreamUpstream<D> {
     }
 
     /// Asks and waits for the reply; where the connection dies before it came, once more on another connection.
+    ///
+    /// A query that was never sent has not been asked: it goes to another connection and may still be asked twice.
     pub(super) async fn exchange(
         &self,
         request: &Request,
         ignored: &Arc<Counter>,
     ) -> io::Result<Reply> {
-        let Some(outcome) = self.ask(request, ignored).await else {
-            return self.ask(request, ignored).await.unwrap_or_else(|| {
-                Err(io::Error::new(
-                    io::ErrorKind::ConnectionAborted,
-                    "connection closed by the upstream before it answered",
-                ))
-            });
-        };
-        outcome
+        let (mut sent, mut unsent) = (0, 0);
+        while sent < 2 && unsent < UNSENT_MAX {
+            match self.ask(request, ignored).await {
+                Ok(reply) => return Ok(reply),
+                Err(Lost::Sent) => sent += 1,
+                Err(Lost::Unsent) => unsent += 1,
+                Err(Lost::Unconnected(error)) => return Err(error),
+            }
+        }
+        Err(io::Error::new(
+            io::ErrorKind::ConnectionAborted,
+            "connection closed by the upstream before it answered",
+        ))
     }
 
     fn with_patience(dial: D, patience: Patience) -> Self {
@@ -90,15 +99,16 @@ impl<D: Dial> StreamUpstream<D> {
         }
     }
 
-    /// Asks once; `None` when the connection was there and died.
-    async fn ask(&self, request: &Request, ignored: &Arc<Counter>) -> Option<io::Result<Reply>> {
+    async fn ask(&self, request: &Request, ignored: &Arc<Counter>) -> Result<Reply, Lost> {
         let (reply, replied) = oneshot::channel();
         let ask = Ask {
             request: request.clone(),
             reply,
         };
-        self.connection(ignored).send(ask).await.ok()?;
-        replied.await.ok()
+        if self.connection(ignored).send(ask).await.is_err() {
+            return Err(Lost::Unsent);
+        }
+        replied.await.unwrap_or(Err(Lost::Sent))
     }
 
     fn connection(&self, ignored: &Arc<Counter>) -> mpsc::Sender<Ask> {
@@ -117,7 +127,18 @@ impl<D: Dial> StreamUpstream<D> {
 /// A query on its way to a connection.
 struct Ask {
     request: Request,
-    reply: oneshot::Sender<io::Result<Reply>>,
+    reply: oneshot::Sender<Result<Reply, Lost>>,
+}
+
+/// Why a query has no reply.
+#[derive(Debug)]
+enum Lost {
+    /// The connection ended after the query was sent, wholly or in part.
+    Sent,
+    /// The connection ended before.
+    Unsent,
+    /// There was no connection.
+    Unconnected(io::Error),
 }
 
 /// Opens a connection and serves it; every query that waits learns why it could not be opened.
@@ -140,12 +161,18 @@ async fn connect<D: Dial>(
             let mut connection = Connection::new(stream, patience, ignored);
             let end = connection.serve(&mut asks).await;
             trace!(?end, "connection to an upstream ended");
+            // Whoever is told of the end asks again at once, and must not find this connection.
+            asks.close();
+            connection.abandon();
+            while let Some(ask) = asks.recv().await {
+                let _ = ask.reply.send(Err(Lost::Unsent));
+            }
         }
         Err(error) => {
             asks.close();
             while let Some(ask) = asks.recv().await {
                 let error = io::Error::new(error.kind(), error.to_string());
-                let _ = ask.reply.send(Err(error));
+                let _ = ask.reply.send(Err(Lost::Unconnected(error)));
             }
         }
     }
@@ -163,14 +190,22 @@ enum End {
     Failed(io::Error),
 }
 
+/// A query that was put into `outbound` when `starts_at` octets had been before.
+struct Waiting {
+    ask: Ask,
+    starts_at: u64,
+}
+
 struct Connection<S> {
     reader: ReadHalf<S>,
     writer: WriteHalf<S>,
     patience: Patience,
     ignored: Arc<Counter>,
-    waiting: HashMap<u16, Ask>,
+    waiting: HashMap<u16, Waiting>,
     inbound: BytesMut,
     outbound: BytesMut,
+    /// Octets that were ever put into `outbound`.
+    enqueued: u64,
     /// When the upstream was last heard, or last owed nothing.
     heard: Instant,
 }
@@ -186,11 +221,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             waiting: HashMap::new(),
             inbound: BytesMut::new(),
             outbound: BytesMut::new(),
+            enqueued: 0,
             heard: Instant::now(),
         }
     }
 
-    /// Carries queries and replies until the connection ends; queries that still wait are dropped with it.
+    /// Carries queries and replies until the connection ends; queries may still wait then.
     async fn serve(&mut self, asks: &mut mpsc::Receiver<Ask>) -> End {
         match self.carry(asks).await {
             Ok(end) => end,
@@ -241,7 +277,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                         let is_idle = self.waiting.is_empty();
                         return Ok(if is_idle { End::Idle } else { End::Silent });
                     }
-                    self.waiting.retain(|_, ask| !ask.reply.is_closed());
+                    self.waiting.retain(|_, waiting| !waiting.ask.reply.is_closed());
                     expiry.as_mut().reset(self.expiry());
                 }
             }
@@ -259,8 +295,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         while self.waiting.contains_key(&id) {
             id = rand::random();
         }
+        let starts_at = self.enqueued;
+        let before = self.outbound.len();
         framing::put(&mut self.outbound, &ask.request.with_id(id));
-        self.waiting.insert(id, ask);
+        self.enqueued += (self.outbound.len() - before) as u64;
+        self.waiting.insert(id, Waiting { ask, starts_at });
+    }
+
+    /// Tells queries that still wait what has become of them.
+    fn abandon(self) {
+        let written = self.enqueued - self.outbound.len() as u64;
+        for Waiting { ask, starts_at } in self.waiting.into_values() {
+            let was_sent = starts_at < written;
+            let _ = ask
+                .reply
+                .send(Err(if was_sent { Lost::Sent } else { Lost::Unsent }));
+        }
     }
 
     fn deliver(&mut self, id: u16, message: &[u8]) {
@@ -269,9 +319,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.ignored.add();
             return;
         };
-        match Reply::parse(message, id, &waiting.get().request) {
+        match Reply::parse(message, id, &waiting.get().ask.request) {
             Ok(reply) => {
-                let _ = waiting.remove().reply.send(Ok(reply));
+                let _ = waiting.remove().ask.reply.send(Ok(reply));
             }
             Err(reason) => self.ignore(reason),
         }
@@ -453,6 +503,74 @@ mod tests {
         let (replies, _stream) = tokio::join!(futures_util::future::join_all(exchanges), far_end);
         assert!(replies.into_iter().all(|reply| reply.is_ok()));
         assert_eq!(upstream.dial.dialled.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn queries_in_flight_on_a_connection_that_dies_are_all_answered_on_the_next() {
+        const QUERIES: usize = 250;
+        for _ in 0..40 {
+            let (upstream, mut far_ends) = upstream(PATIENCE);
+            let upstream = Arc::new(upstream);
+            let ignored = Arc::default();
+            let exchanges: Vec<_> = (0..QUERIES)
+                .map(|number| {
+                    let request = request(&format!("n{number}.example."));
+                    let (upstream, ignored) = (Arc::clone(&upstream), Arc::clone(&ignored));
+                    tokio::spawn(async move { upstream.exchange(&request, &ignored).await })
+                })
+                .collect();
+            let mut dying = far_ends.recv().await.unwrap();
+            for _ in 0..QUERIES {
+                testing::read_framed(&mut dying).await.unwrap();
+            }
+            drop(dying);
+            let mut living = far_ends.recv().await.unwrap();
+            let serve = tokio::spawn(async move {
+                while let Some(query) = testing::read_framed(&mut living).await {
+                    testing::write_framed(&mut living, &testing::reply_of(&query, 1)).await;
+                }
+            });
+            for exchange in exchanges {
+                assert!(exchange.await.unwrap().is_ok());
+            }
+            assert_eq!(upstream.dial.dialled.load(Ordering::Relaxed), 2);
+            serve.abort();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_query_that_was_not_sent_before_its_connection_died_can_still_be_asked_twice() {
+        let (upstream, mut far_ends) = upstream(PATIENCE);
+        // Fills what the first connection carries, so that the second query stays behind it.
+        let mut long = testing::query("long.example.", "A");
+        long[11] = 1;
+        long.extend_from_slice(&[
+            0, 0, 41, 2, 0, 0, 0, 0, 0, 0x17, 0x74, 0xfd, 0xe9, 0x17, 0x70,
+        ]);
+        long.resize(long.len() + 6000, 0);
+        let long = Query::parse(&long).unwrap().request();
+        let short = request("short.example.");
+        let far_end = async {
+            let first = far_ends.recv().await.unwrap();
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+            drop(first);
+            let mut second = far_ends.recv().await.unwrap();
+            for _ in 0..2 {
+                testing::read_framed(&mut second).await.unwrap();
+            }
+            drop(second);
+            answer_one(far_ends.recv().await.unwrap()).await
+        };
+        let ignored = Arc::default();
+        let (long, short, _stream) = tokio::join!(
+            upstream.exchange(&long, &ignored),
+            upstream.exchange(&short, &ignored),
+            far_end
+        );
+        assert!(long.is_err());
+        assert!(short.is_ok());
     }
 
     struct DuplexDial {
