@@ -1,15 +1,17 @@
 //! One client's TCP connection: queries as they come, replies as they are ready, memory within bounds (RFC 7766).
 
+use std::net::IpAddr;
 use std::pin::pin;
+use std::time::Duration;
 
 use bytes::BytesMut;
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 use tracing::trace;
 
+use super::admission::Permit;
 use super::framing::{self, Pushed};
 use super::query::Query;
 use super::resolver::{Answer, Resolver};
@@ -24,14 +26,18 @@ const MAX_IN_FLIGHT: usize = 128;
 /// Octets of replies that wait for the client to take them; beyond it nothing more is read or answered.
 const MAX_OUTBOUND: usize = 64 * 1024;
 
+/// How often a connection that is not read from is looked at for a reset.
+const PROBE: Duration = Duration::from_millis(500);
+
 /// The longest message that a length field can announce.
 const MAX_MESSAGE: usize = u16::MAX as usize;
 
 /// Serves `stream` until the client is done, idle for too long or breaks the framing, or the service stops.
 ///
 /// A client that shuts down its sending side gets all its replies. The idle time runs while nothing is in flight,
-/// and begins anew with a whole message or a reply that moves on, not with single octets.
-pub(super) async fn serve(shared: &Shared, stream: BoxStream) {
+/// and begins anew with a whole message or a reply that moves on, not with single octets. The queries of a client that
+/// resets the connection are given up.
+pub(super) async fn serve(shared: &Shared, client: IpAddr, stream: BoxStream) {
     let _open = shared.meter.connection();
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut inbound = BytesMut::new();
@@ -41,6 +47,8 @@ pub(super) async fn serve(shared: &Shared, stream: BoxStream) {
     let mut unflushed = false;
     let mut active = Instant::now();
     let mut expiry = pin!(sleep_until(active + shared.idle_timeout));
+    let mut probe = interval_at(active + PROBE, PROBE);
+    probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         while in_flight.len() < MAX_IN_FLIGHT && outbound.len() < MAX_OUTBOUND {
             let Some(message) = framing::take(&mut inbound) else {
@@ -54,7 +62,7 @@ pub(super) async fn serve(shared: &Shared, stream: BoxStream) {
                 inbound.clear();
                 break;
             }
-            match admit(shared, &message) {
+            match admit(shared, client, &message) {
                 Admitted::Now(answer) => {
                     framing::put(&mut outbound, &shared.finish(answer, MAX_MESSAGE));
                 }
@@ -89,6 +97,12 @@ pub(super) async fn serve(shared: &Shared, stream: BoxStream) {
                 Ok(_) => {}
                 Err(_) => return,
             },
+            _ = probe.tick(), if !(reading && has_room) && !in_flight.is_empty() => {
+                if let Some(Err(_)) = writer.flush().now_or_never() {
+                    trace!("queries of a connection that was reset given up");
+                    return;
+                }
+            }
             () = shared.stopping.cancelled(), if reading => reading = false,
             () = &mut expiry => {
                 let waits_for_client = in_flight.is_empty() || !outbound.is_empty();
@@ -112,12 +126,12 @@ enum Admitted {
     /// Its answer is there.
     Now(Answer),
     /// Its answer takes time.
-    Later(Query<'static>, OwnedSemaphorePermit),
+    Later(Query<'static>, Permit),
     /// It has none.
     Never,
 }
 
-fn admit(shared: &Shared, message: &[u8]) -> Admitted {
+fn admit(shared: &Shared, client: IpAddr, message: &[u8]) -> Admitted {
     shared.meter.query(Transport::Tcp);
     let query = match shared.take(message) {
         Taken::Query(query) => query,
@@ -127,7 +141,7 @@ fn admit(shared: &Shared, message: &[u8]) -> Admitted {
     if let Some(answer) = Resolver::answer_now(&query) {
         return Admitted::Now(answer);
     }
-    match shared.permit() {
+    match shared.admission.permit(client) {
         Some(permit) => Admitted::Later(query.into_owned(), permit),
         None => Admitted::Now(Answer::error(
             &query,
@@ -144,7 +158,7 @@ async fn answer(
     shared: &Shared,
     query: Query<'static>,
     arrived: Instant,
-    permit: OwnedSemaphorePermit,
+    permit: Permit,
 ) -> Answer {
     let answer = shared.answer(&query, Transport::Tcp, arrived).await;
     drop(permit);

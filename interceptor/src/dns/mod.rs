@@ -4,6 +4,7 @@
 //! What travels between them is checked once, where it comes in: a [`query::Query`] is a valid query, a
 //! [`reply::Reply`] a reply that matches its request. Both keep their wire form, which `wire` patches in place.
 
+mod admission;
 mod connection;
 pub mod counters;
 mod framing;
@@ -27,6 +28,9 @@ use self::upstream::UpstreamUrl;
 
 /// Queries in flight, all clients together; beyond it UDP queries are dropped and TCP queries get SERVFAIL.
 pub const MAX_IN_FLIGHT: usize = 4096;
+
+/// Queries in flight of one client's address; beyond it that client's queries fare as they do beyond [`MAX_IN_FLIGHT`].
+pub const MAX_IN_FLIGHT_PER_CLIENT: usize = MAX_IN_FLIGHT / 4;
 
 /// The DNS service's settings.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, trace};
 
+use super::DnsConfig;
+use super::admission::Admission;
 use super::connection;
 use super::counters::{Counters, Meter};
 use super::query::{Query, Rejection};
 use super::resolver::{Answer, Resolver};
 use super::wire::truncate;
-use super::{DnsConfig, MAX_IN_FLIGHT};
 use crate::bypass::Bypass;
 use crate::rules::Transport;
 use crate::service::{BoxStream, Flow, Responder, Service};
@@ -37,7 +37,7 @@ impl Server {
         let shared = Shared {
             resolver: Resolver::new(&config, &bypass),
             meter: Meter::default(),
-            permits: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
+            admission: Arc::default(),
             stopping: CancellationToken::new(),
             idle_timeout: config.tcp_idle_timeout,
         };
@@ -50,10 +50,10 @@ impl Server {
     /// What was counted since the start.
     pub fn counters(&self) -> Counters {
         let shared = &self.shared;
-        let in_flight = MAX_IN_FLIGHT.saturating_sub(shared.permits.available_permits());
+        let in_flight = shared.admission.in_flight() as u64;
         shared
             .meter
-            .snapshot(in_flight as u64, shared.resolver.upstreams())
+            .snapshot(in_flight, shared.resolver.upstreams())
     }
 
     /// Takes no more queries and waits until those in flight are answered, for `patience` at most; tells whether all
@@ -84,7 +84,7 @@ impl Service for Server {
         if shared.stopping.is_cancelled() {
             return meter.stopping.add();
         }
-        let Some(permit) = shared.permit() else {
+        let Some(permit) = shared.admission.permit(flow.client.ip()) else {
             trace!(?flow, "query dropped, too many in flight");
             return meter.overload.add();
         };
@@ -98,13 +98,13 @@ impl Service for Server {
         });
     }
 
-    fn stream(&self, _flow: Flow, stream: BoxStream) {
+    fn stream(&self, flow: Flow, stream: BoxStream) {
         if self.shared.stopping.is_cancelled() {
             return;
         }
         let shared = Arc::clone(&self.shared);
         self.tasks
-            .spawn(async move { connection::serve(&shared, stream).await });
+            .spawn(async move { connection::serve(&shared, flow.client.ip(), stream).await });
     }
 }
 
@@ -114,7 +114,7 @@ pub(super) struct Shared {
     pub(super) meter: Meter,
     pub(super) stopping: CancellationToken,
     pub(super) idle_timeout: Duration,
-    permits: Arc<Semaphore>,
+    pub(super) admission: Arc<Admission>,
 }
 
 /// What a message turned out to be.
@@ -142,11 +142,6 @@ impl Shared {
                 Taken::Ignored
             }
         }
-    }
-
-    /// Leave to have one more query in flight.
-    pub(super) fn permit(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.permits).try_acquire_owned().ok()
     }
 
     /// The answer to a query that came by `transport` at `arrived`.

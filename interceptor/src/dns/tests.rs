@@ -1,21 +1,25 @@
 //! How the service behaves, read as a conformance list: real sockets on the loopback, scripted upstreams.
 
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::testing::{edns_query, flow, query, read_framed, reply_of, responder, write_framed};
 use super::upstream::UpstreamUrl;
-use super::{DnsConfig, MAX_IN_FLIGHT, Server};
+use super::{DnsConfig, MAX_IN_FLIGHT, MAX_IN_FLIGHT_PER_CLIENT, Server};
 use crate::bypass::Bypass;
-use crate::service::Service;
+use crate::service::{Flow, Service};
 
 /// Long enough for any machine; reached only when a test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -523,9 +527,13 @@ async fn beyond_the_bound_udp_queries_are_dropped_and_counted_and_tcp_queries_ge
     let server = server(&[UpstreamUrl::Tcp(upstream.address())]);
     let (responder, _replies) = responder(PATH);
     let question = edns_query("load.example.", "A", 1232);
-    for _ in 0..=MAX_IN_FLIGHT {
-        server.datagram(flow(), &question, responder.clone());
+    for host in 1..=4 {
+        for _ in 0..MAX_IN_FLIGHT / 4 {
+            server.datagram(flow_of(host), &question, responder.clone());
+        }
     }
+    assert_eq!(server.counters().overload, 0);
+    server.datagram(flow_of(5), &question, responder.clone());
     assert_eq!(server.counters().overload, 1);
     assert_eq!(server.counters().in_flight, MAX_IN_FLIGHT as u64);
 
@@ -534,6 +542,64 @@ async fn beyond_the_bound_udp_queries_are_dropped_and_counted_and_tcp_queries_ge
     let reply = read_framed(&mut client).await.unwrap();
     assert_eq!(parse(&reply).metadata.response_code, ResponseCode::ServFail);
     assert_eq!(extended_error(&reply), Some(0));
+}
+
+#[tokio::test]
+async fn one_client_cannot_keep_others_out() {
+    let upstream = FakeUpstream::bind().await;
+    let server = server(&[UpstreamUrl::Tcp(upstream.address())]);
+    let (responder, _replies) = responder(PATH);
+    let question = edns_query("greedy.example.", "A", 1232);
+    for _ in 0..MAX_IN_FLIGHT {
+        server.datagram(flow(), &question, responder.clone());
+    }
+    assert_eq!(server.counters().in_flight, MAX_IN_FLIGHT_PER_CLIENT as u64);
+
+    let mut greedy = connect(&server);
+    write_framed(&mut greedy, &question).await;
+    let reply = read_framed(&mut greedy).await.unwrap();
+    assert_eq!(parse(&reply).metadata.response_code, ResponseCode::ServFail);
+
+    let before = server.counters().overload;
+    server.datagram(flow_of(200), &question, responder);
+    assert_eq!(server.counters().overload, before);
+    assert_eq!(
+        server.counters().in_flight,
+        MAX_IN_FLIGHT_PER_CLIENT as u64 + 1
+    );
+}
+
+#[tokio::test]
+async fn a_reset_frees_the_queries_of_a_client_that_had_stopped_sending() {
+    let upstream = FakeUpstream::bind().await;
+    let server = Server::new(
+        DnsConfig {
+            deadline: 10 * PATIENCE,
+            ..config(&[upstream.url()])
+        },
+        Bypass::new(0, None),
+    );
+    let (mut client, far_end) = tokio::io::duplex(4096);
+    let is_reset = Arc::new(AtomicBool::new(false));
+    let stream = Resettable {
+        stream: far_end,
+        is_reset: Arc::clone(&is_reset),
+    };
+    server.stream(flow(), Box::new(stream));
+    write_framed(&mut client, &query("reset.example.", "A")).await;
+    client.shutdown().await.unwrap();
+    upstream.receive().await;
+    assert_eq!(server.counters().in_flight, 1);
+
+    is_reset.store(true, Ordering::Relaxed);
+
+    let freed = async {
+        while server.counters().in_flight > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, freed).await.unwrap();
+    assert_eq!(server.counters().open_connections, 0);
 }
 
 #[tokio::test]
@@ -663,6 +729,44 @@ impl FakeUpstream {
     }
 }
 
+/// A stream that fails like the netstack's when its far end resets it: whoever only waits does not see it.
+struct Resettable {
+    stream: DuplexStream,
+    is_reset: Arc<AtomicBool>,
+}
+
+impl AsyncRead for Resettable {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Resettable {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, data)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(if self.is_reset.load(Ordering::Relaxed) {
+            Err(io::ErrorKind::ConnectionReset.into())
+        } else {
+            Ok(())
+        })
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 fn server(upstreams: &[UpstreamUrl]) -> Arc<Server> {
     Server::new(config(upstreams), Bypass::new(0, None))
 }
@@ -715,6 +819,14 @@ fn connect(server: &Server) -> DuplexStream {
     let (near_end, far_end) = tokio::io::duplex(4096);
     server.stream(flow(), Box::new(far_end));
     near_end
+}
+
+/// A flow of another client than [`flow`] is of.
+fn flow_of(host: u8) -> Flow {
+    Flow {
+        client: SocketAddr::from(([10, 0, 1, host], 40000)),
+        ..flow()
+    }
 }
 
 fn parse(message: &[u8]) -> Message {

@@ -41,6 +41,8 @@ pub(super) struct ConnectionState {
     pub(super) ended: bool,
     /// The service has dropped the stream.
     pub(super) released: bool,
+    /// The service writes no more.
+    shut: bool,
 }
 
 /// How the netstack's task stands to a connection.
@@ -124,22 +126,22 @@ impl AsyncWrite for TcpStream {
                 self.connection.touch(&mut state);
                 Poll::Ready(Ok(written))
             }
-            Err(tcp::SendError::InvalidState) => {
-                let kind = match state.socket().state() {
-                    tcp::State::Closed if !state.ended => io::ErrorKind::ConnectionReset,
-                    _ => io::ErrorKind::BrokenPipe,
-                };
-                Poll::Ready(Err(kind.into()))
-            }
+            Err(tcp::SendError::InvalidState) => Poll::Ready(Err(state.write_error())),
         }
     }
 
+    /// Never waits; fails when what was written cannot arrive any more.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+        let mut state = self.connection.lock();
+        match state.socket().state() {
+            tcp::State::Closed if !state.shut => Poll::Ready(Err(state.write_error())),
+            _ => Poll::Ready(Ok(())),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.connection.lock();
+        state.shut = true;
         state.socket().close();
         self.connection.touch(&mut state);
         Poll::Ready(Ok(()))
@@ -174,6 +176,7 @@ impl Connection {
                 standing: Standing::Current,
                 ended: false,
                 released: false,
+                shut: false,
             }),
             attention,
         }
@@ -194,6 +197,15 @@ impl Connection {
 impl ConnectionState {
     pub(super) fn socket(&mut self) -> &mut tcp::Socket<'static> {
         self.sockets.get_mut(self.handle)
+    }
+
+    /// Why nothing can be written.
+    fn write_error(&mut self) -> io::Error {
+        let kind = match self.socket().state() {
+            tcp::State::Closed if !self.ended => io::ErrorKind::ConnectionReset,
+            _ => io::ErrorKind::BrokenPipe,
+        };
+        kind.into()
     }
 
     /// Notes that the netstack looks at the connection.

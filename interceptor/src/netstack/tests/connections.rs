@@ -183,6 +183,23 @@ fn a_service_that_does_not_read_stops_the_client_after_a_buffer() {
 }
 
 #[test]
+fn a_flush_tells_of_a_reset_although_the_client_had_closed_its_half() {
+    let mut lab = Lab::new(100);
+    let socket = lab.connect(tcp_flow("192.0.2.1", "10.30.30.30", 4000));
+    let (_, mut stream) = lab.accept();
+    lab.client.close(socket);
+    lab.exchange();
+    assert_eq!(read(&mut stream).unwrap().unwrap(), b"");
+    assert!(stream.flush().now_or_never().unwrap().is_ok());
+
+    lab.client.abort(socket);
+    lab.exchange();
+
+    let error = stream.flush().now_or_never().unwrap().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[test]
 fn a_silent_connection_that_its_service_keeps_is_closed_after_twice_the_idle_timeout() {
     let mut lab = Lab::new(100);
     let socket = lab.connect(tcp_flow("192.0.2.1", "10.30.30.30", 4000));
