@@ -78,7 +78,11 @@ impl Reply {
         }
         match (client_opt, self.opt) {
             (Some(_), Some(opt)) => put_u16(&mut wire, opt.udp_size_at(), MAX_UDP_PAYLOAD),
-            (Some(client), None) => append_opt(&mut wire, 0, client.dnssec_ok, None),
+            // The longest messages have no room for it; without OPT they are whole.
+            (Some(client), None) if wire.len() + BARE_OPT_LEN <= usize::from(u16::MAX) => {
+                append_opt(&mut wire, 0, client.dnssec_ok, None);
+            }
+            (Some(_), None) => {}
             (None, Some(opt)) => {
                 wire.truncate(opt.start);
                 put_u16(&mut wire, 10, opt.preceding);
@@ -169,6 +173,27 @@ mod tests {
             let message = Message::from_vec(&adapt(&query, &upstream)).unwrap();
             assert_eq!(message.edns.unwrap().max_payload(), MAX_UDP_PAYLOAD);
             assert_eq!(message.answers.len(), 2);
+        }
+    }
+
+    #[test]
+    fn the_longest_reply_gets_no_opt_rather_than_one_that_does_not_fit() {
+        let query = testing::edns_query("long.example.", "A", 512);
+        let upstream = |length: usize| {
+            let mut reply = testing::reply_of(&testing::query("long.example.", "A"), 0);
+            reply[7] = 1;
+            reply.extend_from_slice(&[0xc0, 12, 0xff, 0, 0, 1, 0, 0, 0, 0]);
+            let rdata = length - reply.len() - 2;
+            reply.extend_from_slice(&(rdata as u16).to_be_bytes());
+            reply.resize(length, 0);
+            reply
+        };
+        for (length, with_opt) in [(65_524, true), (65_525, false), (65_535, false)] {
+            let octets = adapt(&query, &upstream(length));
+            assert_eq!(octets.len(), length + if with_opt { 11 } else { 0 });
+            let header = Header::parse(&octets).unwrap();
+            assert_eq!(Scan::of(&octets, header).opt.is_some(), with_opt);
+            assert!(!header.flags.contains(Flags::TRUNCATED));
         }
     }
 
