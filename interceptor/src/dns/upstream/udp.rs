@@ -25,29 +25,38 @@ pub(super) async fn exchange(
     let socket = bypass.udp(remote)?;
     let id = rand::random();
     socket.send(&request.with_id(id)).await?;
+    let mut failure = None;
     loop {
         let ready = socket.ready(Interest::READABLE | Interest::ERROR).await?;
-        if ready.is_error() {
-            return Err(pending_error(&socket));
-        }
         match receive(&socket, id, request) {
             Ok(Ok(reply)) => return Ok(reply),
             Ok(Err(reason)) => {
                 trace!(%reason, "datagram of an upstream ignored");
                 ignored.add();
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if ready.is_error() {
+                    failure = failure.or_else(|| pending_error(&socket));
+                }
+                if let Some(error) = failure {
+                    return Err(error);
+                }
+            }
+            // The kernel reports it before what had arrived, which may be the reply.
+            Err(error) => failure = Some(error),
         }
     }
 }
 
-/// What an ICMP error did to the socket; tokio reports it as readiness, not as the outcome of a read.
-fn pending_error(socket: &UdpSocket) -> io::Error {
-    match socket.take_error() {
-        Ok(Some(error)) | Err(error) => error,
-        Ok(None) => io::ErrorKind::ConnectionRefused.into(),
-    }
+/// What an ICMP error did to the socket; tokio reports it as readiness, which lasts until it is found to be over.
+fn pending_error(socket: &UdpSocket) -> Option<io::Error> {
+    let pending = socket.try_io(Interest::ERROR, || match socket.take_error() {
+        Ok(Some(error)) | Err(error) => Err(error),
+        Ok(None) => Err::<(), _>(io::ErrorKind::WouldBlock.into()),
+    });
+    pending
+        .err()
+        .filter(|error| error.kind() != io::ErrorKind::WouldBlock)
 }
 
 fn receive(socket: &UdpSocket, id: u16, request: &Request) -> io::Result<Result<Reply, Unusable>> {
