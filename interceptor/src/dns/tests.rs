@@ -264,6 +264,42 @@ async fn a_truncated_reply_is_no_answer_for_a_tcp_client() {
 }
 
 #[tokio::test]
+async fn a_reply_truncated_over_tcp_is_followed_by_the_next_upstream() {
+    let (truncating, next) = (FakeUpstream::bind().await, FakeUpstream::bind().await);
+    let server = server(&[UpstreamUrl::Tcp(truncating.address()), next.url()]);
+    let script = async {
+        let (mut stream, _) = truncating.tcp.accept().await.unwrap();
+        let mut reply = reply_of(&read_framed(&mut stream).await.unwrap(), 1);
+        reply[2] |= 2;
+        write_framed(&mut stream, &reply).await;
+        next.answer_once(3).await;
+        stream
+    };
+    let (reply, _stream) = tokio::join!(ask(&server, query("tc.example.", "A")), script);
+    let message = parse(&reply);
+    assert_eq!(message.answers.len(), 3);
+    assert!(!message.metadata.truncation);
+}
+
+#[tokio::test]
+async fn a_truncated_reply_and_a_closed_port_are_no_network_error() {
+    let upstream = FakeUpstream::bind().await;
+    let server = server(&[upstream.url()]);
+    let FakeUpstream { udp, tcp } = upstream;
+    drop(tcp);
+    let mut client = connect(&server);
+    write_framed(&mut client, &edns_query("tc.example.", "A", 1232)).await;
+    let mut buffer = [0; 512];
+    let (length, from) = udp.recv_from(&mut buffer).await.unwrap();
+    let mut reply = reply_of(&buffer[..length], 0);
+    reply[2] |= 2;
+    udp.send_to(&reply, from).await.unwrap();
+    let reply = read_framed(&mut client).await.unwrap();
+    assert_eq!(parse(&reply).metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(extended_error(&reply), Some(22));
+}
+
+#[tokio::test]
 async fn a_reply_longer_than_the_client_takes_is_cut_with_tc_and_whole_over_tcp() {
     let upstream = FakeUpstream::bind().await;
     let server = server(&[UpstreamUrl::Tcp(upstream.address())]);

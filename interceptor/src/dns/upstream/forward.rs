@@ -65,6 +65,7 @@ impl Forwarder {
             fallback: None,
             give_up: arrived + self.budget,
             retries: 0,
+            failed: false,
         };
         let mut attempts = FuturesUnordered::new();
         let mut alarm = pin!(sleep_until(race.give_up));
@@ -104,9 +105,12 @@ impl Forwarder {
                     Ok(reply) if is_good(&reply) => return Ok(reply),
                     outcome => {
                         race.retries -= usize::from(attempt.is_retry);
-                        if let Ok(reply) = outcome {
-                            race.plan.answered(attempt.index);
-                            race.keep(reply);
+                        match outcome {
+                            Ok(reply) => {
+                                race.plan.answered(attempt.index);
+                                race.keep(reply);
+                            }
+                            Err(_) => race.failed = true,
                         }
                         ask_next = true;
                     }
@@ -124,7 +128,7 @@ impl Forwarder {
         }
         match race.fallback {
             Some(reply) if transport == Transport::Udp || !reply.is_truncated() => Ok(reply),
-            _ if attempts.is_empty() => Err(Failure::Network),
+            None if attempts.is_empty() && race.failed => Err(Failure::Network),
             _ => Err(Failure::Unreachable),
         }
     }
@@ -165,6 +169,8 @@ struct Race {
     plan: Plan,
     fallback: Option<Reply>,
     give_up: Instant,
+    /// The network has ended an attempt.
+    failed: bool,
     /// Truncated replies that are being asked for again over TCP.
     retries: usize,
 }
@@ -227,10 +233,11 @@ impl Plan {
 
 /// Whether another upstream could not say it better.
 fn is_good(reply: &Reply) -> bool {
-    !matches!(
-        reply.rcode(),
-        Rcode::FORMERR | Rcode::SERVFAIL | Rcode::NOTIMP | Rcode::REFUSED | Rcode::BADVERS
-    )
+    !reply.is_truncated()
+        && !matches!(
+            reply.rcode(),
+            Rcode::FORMERR | Rcode::SERVFAIL | Rcode::NOTIMP | Rcode::REFUSED | Rcode::BADVERS
+        )
 }
 
 /// Which of two replies that are not good says more.
