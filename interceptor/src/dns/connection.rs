@@ -97,7 +97,7 @@ pub(super) async fn serve(shared: &Shared, client: IpAddr, stream: BoxStream) {
                 Ok(_) => {}
                 Err(_) => return,
             },
-            _ = probe.tick(), if !(reading && has_room) && !in_flight.is_empty() => {
+            _ = probe.tick(), if !(in_flight.is_empty() || reading && has_room) => {
                 if let Some(Err(_)) = writer.flush().now_or_never() {
                     trace!("queries of a connection that was reset given up");
                     return;

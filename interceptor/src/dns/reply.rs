@@ -79,10 +79,9 @@ impl Reply {
         match (client_opt, self.opt) {
             (Some(_), Some(opt)) => put_u16(&mut wire, opt.udp_size_at(), MAX_UDP_PAYLOAD),
             // The longest messages have no room for it; without OPT they are whole.
-            (Some(client), None) if wire.len() + BARE_OPT_LEN <= usize::from(u16::MAX) => {
+            (Some(client), None) if u16::try_from(wire.len() + BARE_OPT_LEN).is_ok() => {
                 append_opt(&mut wire, 0, client.dnssec_ok, None);
             }
-            (Some(_), None) => {}
             (None, Some(opt)) => {
                 wire.truncate(opt.start);
                 put_u16(&mut wire, 10, opt.preceding);
@@ -90,7 +89,7 @@ impl Reply {
                     set_rcode(&mut wire, without_edns(rcode));
                 }
             }
-            (None, None) => {}
+            (_, None) => {}
         }
         wire
     }
