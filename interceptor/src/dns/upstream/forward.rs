@@ -18,6 +18,9 @@ use crate::rules::Transport;
 /// What is kept of the deadline so that the client hears of a failure before it has given up itself.
 const RESERVE: Duration = Duration::from_millis(100);
 
+/// The least time from the start of one round to the next, so that a network that fails at once has time to recover.
+const ROUND_INTERVAL: Duration = Duration::from_millis(200);
+
 /// Asks upstreams in order until one has a good answer.
 pub(in crate::dns) struct Forwarder {
     upstreams: Vec<Upstream>,
@@ -72,9 +75,19 @@ impl Forwarder {
         let mut latest = None;
         let mut asked = Instant::now();
         let mut ask_next = true;
+        let mut round_due = arrived;
         loop {
+            let opens_round = race.plan.opens_round();
+            if ask_next && opens_round && Instant::now() < round_due {
+                ask_next = false;
+                latest = None;
+                alarm.as_mut().reset(race.give_up.min(round_due));
+            }
             if ask_next {
                 ask_next = false;
+                if opens_round {
+                    round_due = Instant::now() + self.attempt_timeout.min(ROUND_INTERVAL);
+                }
                 latest = race.plan.next();
                 match latest {
                     Some(index) => {
@@ -218,6 +231,16 @@ impl Plan {
         }
     }
 
+    /// Whether the next turn is the first of a round.
+    fn opens_round(&self) -> bool {
+        let mut in_round = self.turn..self.upstreams;
+        let opens_round = match self.turn {
+            0 => self.left > 0,
+            _ => self.left > in_round.len() && in_round.all(|index| self.answered.contains(&index)),
+        };
+        opens_round && self.answered.len() < self.upstreams
+    }
+
     fn next(&mut self) -> Option<usize> {
         while self.left > 0 && self.answered.len() < self.upstreams {
             let index = self.turn;
@@ -260,6 +283,25 @@ mod tests {
         let mut plan = Plan::new(2, 2);
         let turns: Vec<usize> = std::iter::from_fn(|| plan.next()).collect();
         assert_eq!(turns, [0, 1, 0, 1]);
+    }
+
+    #[test]
+    fn a_round_is_opened_by_the_first_upstream_that_has_not_answered() {
+        let mut plan = Plan::new(3, 2);
+        let mut openings = Vec::new();
+        loop {
+            let opens_round = plan.opens_round();
+            let Some(index) = plan.next() else {
+                break;
+            };
+            openings.push((index, opens_round));
+            if openings.len() == 2 {
+                plan.answered(0);
+                plan.answered(2);
+            }
+        }
+        assert_eq!(openings, [(0, true), (1, false), (1, true)]);
+        assert!(!plan.opens_round());
     }
 
     #[test]
