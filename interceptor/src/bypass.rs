@@ -2,17 +2,29 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::sys::resource::{Resource, getrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Makes sockets whose traffic bypasses the tunnel.
 #[derive(Clone, Debug)]
 pub struct Bypass {
     mark: Arc<AtomicU32>,
     device: Option<Arc<str>>,
+    /// Leave to have one more UDP socket open, so that descriptors remain for everything else.
+    sockets: Arc<Semaphore>,
+}
+
+/// A UDP socket that bypasses the tunnel.
+#[derive(Debug)]
+pub struct BypassSocket {
+    socket: UdpSocket,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Bypass {
@@ -21,6 +33,7 @@ impl Bypass {
         Self {
             mark: Arc::new(AtomicU32::new(mark)),
             device: device.map(Arc::from),
+            sockets: Arc::new(Semaphore::new(most_sockets())),
         }
     }
 
@@ -40,10 +53,17 @@ impl Bypass {
     }
 
     /// A UDP socket connected to `remote` from a fresh random port: only its datagrams arrive (RFC 5452 §9.2).
-    pub fn udp(&self, remote: SocketAddr) -> io::Result<UdpSocket> {
+    ///
+    /// Waits while three quarters of the files that the process may open are such sockets.
+    pub async fn udp(&self, remote: SocketAddr) -> io::Result<BypassSocket> {
+        let permit = Arc::clone(&self.sockets).acquire_owned().await;
+        let permit = permit.map_err(io::Error::other)?;
         let socket = self.socket(remote, Type::DGRAM, Protocol::UDP)?;
         socket.connect(&remote.into())?;
-        UdpSocket::from_std(socket.into())
+        Ok(BypassSocket {
+            socket: UdpSocket::from_std(socket.into())?,
+            _permit: permit,
+        })
     }
 
     /// A TCP connection to `remote`.
@@ -66,5 +86,41 @@ impl Bypass {
             socket.bind_device(Some(device.as_bytes()))?;
         }
         Ok(socket)
+    }
+}
+
+impl Deref for BypassSocket {
+    type Target = UdpSocket;
+
+    fn deref(&self) -> &UdpSocket {
+        &self.socket
+    }
+}
+
+fn most_sockets() -> usize {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    usize::try_from(limit / 4 * 3)
+        .unwrap_or(usize::MAX)
+        .clamp(16, Semaphore::MAX_PERMITS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_beyond_the_limit_waits_for_another_to_close() {
+        let mut bypass = Bypass::new(0, None);
+        bypass.sockets = Arc::new(Semaphore::new(1));
+        let remote = SocketAddr::from(([127, 0, 0, 1], 53));
+        let first = bypass.udp(remote).await.unwrap();
+        let second = tokio::spawn({
+            let bypass = bypass.clone();
+            async move { bypass.udp(remote).await.map(|_| ()) }
+        });
+        tokio::task::yield_now().await;
+        assert!(!second.is_finished());
+        drop(first);
+        second.await.unwrap().unwrap();
     }
 }

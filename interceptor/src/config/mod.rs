@@ -162,7 +162,8 @@ pub struct BypassConfig {
 pub struct TcpConfig {
     /// Connections at most, all services together; at the cap the one idle for longest is closed.
     pub max_connections: usize,
-    /// A connection that carries nothing for this long is closed.
+    /// A connection that carries nothing for this long is closed by its service; what a service forgets, the netstack
+    /// closes after twice as long, 75 seconds at least.
     pub idle_timeout: Duration,
 }
 

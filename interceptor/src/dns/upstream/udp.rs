@@ -22,7 +22,7 @@ pub(super) async fn exchange(
     request: &Request,
     ignored: &Counter,
 ) -> io::Result<Reply> {
-    let socket = bypass.udp(remote)?;
+    let socket = bypass.udp(remote).await?;
     let id = rand::random();
     socket.send(&request.with_id(id)).await?;
     let mut failure = None;
