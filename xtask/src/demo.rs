@@ -4,11 +4,13 @@ use clap::Args;
 
 use crate::{binaries, command, packages};
 
-const PACKAGES: [&str; 9] = [
+const PACKAGES: [&str; 11] = [
     "bind9-dnsutils",
+    "bpftool",
     "iperf3",
     "iproute2",
     "iputils-ping",
+    "nftables",
     "procps",
     "tcpdump",
     "unbound",
