@@ -26,8 +26,11 @@ pub(super) struct SettingsArgs {
     #[arg(long = "address", value_name = "IP")]
     addresses: Vec<String>,
 
-    /// Resolver to forward to, as udp://8.8.8.8 or tcp://[2001:db8::53]:5353; can be repeated
-    #[arg(long = "upstream", value_name = "URL")]
+    #[arg(
+        help = "Resolver to forward to, as udp://8.8.8.8 or tcp://[2001:db8::53]:5353; can be repeated",
+        long = "upstream",
+        value_name = "URL"
+    )]
     upstreams: Vec<String>,
 
     /// What to intercept, as "any udp port 53 -> dns" or "10.30.0.0/16 icmp -> echo"; can be repeated
