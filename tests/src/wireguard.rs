@@ -1,6 +1,7 @@
 //! Real WireGuard tunnels between two namespaces, by wireguard-go.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process;
 use std::sync::Arc;
@@ -141,9 +142,10 @@ impl End {
             .env("WG_PROCESS_FOREGROUND", "1")
             .env("LOG_LEVEL", "error");
         let mut process = Process::spawn("wireguard-go", command)?;
-        let show = format!("wg show {name}");
-        until(&format!("{name} answers `wg`"), || {
-            if namespace.run(&show).is_ok() {
+        // Not by `wg show`: it removes a socket that is bound but not listened on yet, taking it for a leftover.
+        let socket = format!("{CONTROL_SOCKETS}/{name}.sock");
+        until(&format!("{name} can be configured"), || {
+            if UnixStream::connect(&socket).is_ok() {
                 return Some(Ok(()));
             }
             process
