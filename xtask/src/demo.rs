@@ -4,20 +4,6 @@ use clap::Args;
 
 use crate::{binaries, command, packages};
 
-const PACKAGES: [&str; 11] = [
-    "bind9-dnsutils",
-    "bpftool",
-    "iperf3",
-    "iproute2",
-    "iputils-ping",
-    "nftables",
-    "procps",
-    "tcpdump",
-    "unbound",
-    "wireguard-go",
-    "wireguard-tools",
-];
-
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// What the demonstration is told, after `--`.
@@ -26,7 +12,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    packages::ensure(&PACKAGES, "the demo")?;
+    packages::ensure(&packages::LAB, "the demo")?;
     let daemon = binaries::daemon(false)?;
     let demo = binaries::demo()?;
     let mut demo_as_root = command::as_root("env");

@@ -7,6 +7,23 @@ use anyhow::{Context as _, bail};
 
 use crate::command;
 
+/// What the lab runs, and with it the tests and the demo.
+pub(crate) const LAB: [&str; 13] = [
+    "bind9-dnsutils",
+    "bpftool",
+    "conntrack",
+    "iperf3",
+    "iproute2",
+    "iputils-ping",
+    "knot-dnsutils",
+    "nftables",
+    "procps",
+    "tcpdump",
+    "unbound",
+    "wireguard-go",
+    "wireguard-tools",
+];
+
 /// Installs those of the packages that are missing, after saying which and what for.
 pub(crate) fn ensure(packages: &[&str], purpose: &str) -> anyhow::Result<()> {
     if command::find("dpkg-query").is_none() {

@@ -4,22 +4,6 @@ use clap::Args;
 
 use crate::{binaries, command, fuzz, packages, workspace};
 
-const PACKAGES: [&str; 13] = [
-    "bind9-dnsutils",
-    "bpftool",
-    "conntrack",
-    "iperf3",
-    "iproute2",
-    "iputils-ping",
-    "knot-dnsutils",
-    "nftables",
-    "procps",
-    "tcpdump",
-    "unbound",
-    "wireguard-go",
-    "wireguard-tools",
-];
-
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Leave the fuzz targets out.
@@ -33,7 +17,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    packages::ensure(&PACKAGES, "the tests")?;
+    packages::ensure(&packages::LAB, "the tests")?;
     let daemon = binaries::daemon(false)?;
     let mut tests = command::cargo();
     tests
