@@ -20,6 +20,8 @@ pub(super) struct Taps {
     reader: (String, u32),
     /// Whether virtual addresses are routed to the reader device as well.
     direct: bool,
+    /// The way of replies that the kernel was told last.
+    told: Option<ReturnWay>,
 }
 
 /// A tunnel by the name that was configured.
@@ -56,6 +58,7 @@ impl Taps {
             config: config.clone(),
             reader: (device.to_owned(), index),
             direct: false,
+            told: None,
         }
     }
 
@@ -253,10 +256,10 @@ impl Taps {
         Ok(())
     }
 
-    /// Tells the kernel where replies go.
-    fn update_return(&self) -> Result<()> {
+    /// Where replies go, as the tunnels are.
+    fn return_way(&self) -> ReturnWay {
         let mut links = self.tapped();
-        let way = match (links.next(), links.next()) {
+        match (links.next(), links.next()) {
             (None, _) => ReturnWay::Direct,
             (Some(only), None) if !self.direct && link_layer(only) == Some(LinkLayer::Ip) => {
                 ReturnWay::Tunnel(only.index)
@@ -267,7 +270,15 @@ impl Taps {
                     .find(|link| link_layer(link) == Some(LinkLayer::Ip))
                     .map_or(0, |link| link.index),
             },
-        };
+        }
+    }
+
+    /// Tells the kernel where replies go, if that has changed.
+    fn update_return(&mut self) -> Result<()> {
+        let way = self.return_way();
+        if self.told == Some(way) {
+            return Ok(());
+        }
         let (device, index) = &self.reader;
         let told = self.kernel.with(|kernel| {
             // What comes by a route is counted, and told from what tunnels brought, on the reader device itself.
@@ -278,7 +289,9 @@ impl Taps {
             }
             kernel.return_by(way)
         });
-        told.unwrap_or(Ok(()))
+        told.unwrap_or(Ok(()))?;
+        self.told = Some(way);
+        Ok(())
     }
 
     fn position(&self, matches: impl Fn(&Tunnel) -> bool) -> Option<usize> {
