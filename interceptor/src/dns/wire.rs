@@ -554,14 +554,19 @@ pub fn put_u16(message: &mut [u8], at: usize, value: u16) {
 
 /// The offset of the first octet after the name at `start`, which may be compressed (RFC 1035 §4.1.4).
 ///
-/// Pointers lead strictly backwards, which is how compression loops end, and are at most as many as labels can be.
+/// A pointer leads to an earlier name, whose labels lie before those that point to it. This is how compression loops
+/// end, and why a name stays whole when what follows it is removed. Pointers are at most as many as labels can be.
 pub fn skip_name(message: &[u8], start: usize) -> Result<usize, WireError> {
     let mut at = start;
     let mut pointers_below = start;
+    let mut labels_below = usize::MAX;
     let mut end = None;
     let mut length = 1;
     let mut pointers = 0;
     loop {
+        if at >= labels_below {
+            return Err(WireError::Name);
+        }
         let octet = *message.get(at).ok_or(WireError::EndsEarly)?;
         match octet >> 6 {
             0 if octet == 0 => return Ok(end.unwrap_or(at + 1)),
@@ -580,6 +585,7 @@ pub fn skip_name(message: &[u8], start: usize) -> Result<usize, WireError> {
                     return Err(WireError::Name);
                 }
                 end.get_or_insert(at + 2);
+                labels_below = pointers_below;
                 pointers_below = target;
                 at = target;
             }
@@ -618,6 +624,14 @@ mod tests {
         let mut message = vec![0; HEADER_LEN];
         message.extend_from_slice(&[0xc0, 14, 0xc0, 12]);
         assert_eq!(skip_name(&message, 14), Err(WireError::Name));
+    }
+
+    #[test]
+    fn a_name_that_goes_on_beyond_the_pointer_to_it_is_refused() {
+        let prior = [&[0; HEADER_LEN], b"\x01a\0\xc0\x0c\x01b\0".as_slice()].concat();
+        assert_eq!(skip_name(&prior, 15), Ok(17));
+        let running_on = [&[0; HEADER_LEN], b"\x04a..\xc0\x0c\x01b\0".as_slice()].concat();
+        assert_eq!(skip_name(&running_on, 16), Err(WireError::Name));
     }
 
     #[test]
