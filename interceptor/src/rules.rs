@@ -205,9 +205,21 @@ impl Rule {
 }
 
 impl Destination {
-    /// One address.
+    /// One address; that of IPv4 where it is mapped into IPv6 (RFC 4291 §2.5.5.2).
     pub fn address(address: IpAddr) -> Self {
-        Self::Net(IpNet::from(address))
+        Self::net(IpNet::from(address))
+    }
+
+    /// A prefix, which has no host bits; that of IPv4 where it is mapped into IPv6.
+    fn net(net: IpNet) -> Self {
+        let unmapped = match net.network() {
+            IpAddr::V6(address) => address
+                .to_ipv4_mapped()
+                .zip(net.prefix_len().checked_sub(96)),
+            IpAddr::V4(_) => None,
+        };
+        let unmapped = unmapped.and_then(|(address, len)| IpNet::new(address.into(), len).ok());
+        Self::Net(unmapped.unwrap_or(net))
     }
 
     /// Whether `address` is one of these destinations.
@@ -284,7 +296,7 @@ impl FromStr for Destination {
             return Ok(Self::Any);
         }
         if let Ok(address) = text.parse::<IpAddr>() {
-            return Ok(Self::address(address.to_canonical()));
+            return Ok(Self::address(address));
         }
         let Ok(net) = text.parse::<IpNet>() else {
             return Err(RuleError::Destination(text.to_owned()));
@@ -295,7 +307,7 @@ impl FromStr for Destination {
                 meant: net.trunc(),
             });
         }
-        Ok(Self::Net(net))
+        Ok(Self::net(net))
     }
 }
 
@@ -427,6 +439,18 @@ mod tests {
     }
 
     #[test]
+    fn a_destination_mapped_into_ipv6_is_that_of_ipv4() {
+        for (mapped, plain) in [
+            ("::ffff:10.30.30.30", "10.30.30.30"),
+            ("::ffff:10.30.30.30/128", "10.30.30.30"),
+            ("::ffff:10.30.0.0/112", "10.30.0.0/16"),
+        ] {
+            assert_eq!(rule(mapped), rule(plain));
+        }
+        assert_eq!(rule("::fffe:0:0/95").to_string(), "::fffe:0:0/95 -> dns");
+    }
+
+    #[test]
     fn what_is_no_rule_is_refused_with_what_would_be_one() {
         for (text, message) in [
             (
@@ -525,7 +549,7 @@ mod tests {
         let net = (any::<IpAddr>(), any::<u8>()).prop_map(|(address, length)| {
             let whole = IpNet::from(address);
             let length = length % (whole.max_prefix_len() + 1);
-            Destination::Net(IpNet::new(address, length).unwrap().trunc())
+            Destination::net(IpNet::new(address, length).unwrap().trunc())
         });
         let protocol = prop_oneof![
             Just(Protocol::Udp),
