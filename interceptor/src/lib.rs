@@ -1,6 +1,6 @@
 //! The daemon's library: everything the `interceptor` binary does, from the command line down to the packets.
 //!
-//! Dependencies point downwards: `cli → daemon → {control, kernel, reader, netstack, dns}`, and all of them may use
+//! Dependencies point downwards: `cli → {daemon, doctor} → {control, kernel, reader, netstack, dns}`, and all of them may use
 //! the small shared vocabulary of `rules`, `service` and `bypass`.
 
 pub mod bypass;
@@ -9,6 +9,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod dns;
+pub mod doctor;
 pub mod kernel;
 pub mod net;
 pub mod netstack;

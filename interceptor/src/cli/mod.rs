@@ -2,6 +2,7 @@
 
 mod check;
 mod completions;
+mod doctor;
 mod failure;
 mod logging;
 mod remote;
@@ -39,6 +40,9 @@ enum Command {
     /// Validate the configuration, print what results and what would hinder it here
     #[command(after_help = settings::HELP)]
     Check(check::CheckArgs),
+    /// Examine this host: what works, what does not, and what to do about it
+    #[command(after_help = settings::HELP)]
+    Doctor(doctor::DoctorArgs),
     /// Add, remove and list the rules of the running daemon
     Rule(rule::RuleArgs),
     /// Show what the running daemon does
@@ -67,6 +71,7 @@ impl Command {
         match self {
             Self::Run(args) => run::execute(&args),
             Self::Check(args) => check::execute(&args),
+            Self::Doctor(args) => doctor::execute(&args),
             Self::Rule(args) => rule::execute(args),
             Self::Status(args) => status::execute(&args),
             Self::Completions(args) => completions::execute(&args),
@@ -106,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_of_run_is_one_of_check_too() {
+    fn every_flag_of_run_is_one_of_check_and_doctor_too() {
         let flags = [
             "--config=f",
             "--interface=wg0",
@@ -131,7 +136,7 @@ mod tests {
             "--deadline=2s",
             "--verbose",
         ];
-        for command in ["run", "check"] {
+        for command in ["run", "check", "doctor"] {
             let line = ["interceptor", command].into_iter().chain(flags);
             assert!(Cli::try_parse_from(line).is_ok(), "{command}");
         }

@@ -25,17 +25,17 @@ const HANDLE: TcHandle = TcHandle {
     minor: 0,
 };
 
-/// `TC_H_MIN_INGRESS` and `TC_H_MIN_EGRESS` of it.
-const HOOKS: [TcHandle; 2] = [
-    TcHandle {
-        major: 0xffff,
-        minor: 0xfff2,
-    },
-    TcHandle {
-        major: 0xffff,
-        minor: 0xfff3,
-    },
-];
+/// `TC_H_MIN_INGRESS` of it.
+const INGRESS: TcHandle = TcHandle {
+    major: 0xffff,
+    minor: 0xfff2,
+};
+
+/// `TC_H_MIN_EGRESS` of it.
+const EGRESS: TcHandle = TcHandle {
+    major: 0xffff,
+    minor: 0xfff3,
+};
 
 /// Makes sure that the interface has the qdisc; true when it had none.
 pub(super) fn add(name: &str) -> Result<bool> {
@@ -57,12 +57,14 @@ pub(super) fn tidy(interface: u32) {
     }
 }
 
+/// How many messages the kernel describes the interface's egress filters with; none is no filter.
+pub(super) fn egress_filters(interface: u32) -> io::Result<usize> {
+    filters(interface, EGRESS)
+}
+
 fn remove_unless_used(interface: u32) -> io::Result<()> {
-    for hook in HOOKS {
-        let mut message = message(interface);
-        message.header.parent = hook;
-        let filters = request(RouteNetlinkMessage::GetTrafficFilter(message), NLM_F_DUMP)?;
-        if filters > 0 {
+    for hook in [INGRESS, EGRESS] {
+        if filters(interface, hook)? > 0 {
             return Ok(());
         }
     }
@@ -70,6 +72,12 @@ fn remove_unless_used(interface: u32) -> io::Result<()> {
     message.header.parent = CLSACT;
     message.header.handle = HANDLE;
     request(RouteNetlinkMessage::DelQueueDiscipline(message), NLM_F_ACK).map(|_| ())
+}
+
+fn filters(interface: u32, hook: TcHandle) -> io::Result<usize> {
+    let mut message = message(interface);
+    message.header.parent = hook;
+    request(RouteNetlinkMessage::GetTrafficFilter(message), NLM_F_DUMP)
 }
 
 fn message(interface: u32) -> TcMessage {

@@ -3,6 +3,7 @@
 mod capabilities;
 mod clsact;
 mod grace;
+mod hooks;
 mod load_error;
 mod plain;
 mod tables;
@@ -30,6 +31,7 @@ use tracing::{debug, warn};
 use crate::config::AttachMode;
 use crate::rules::{Compiled, RuleId};
 pub(crate) use capabilities::Capability;
+pub(crate) use hooks::{has_tcx, neighbours};
 use load_error::LoadError;
 use plain::Plain;
 use tables::Tables;
@@ -143,6 +145,15 @@ impl Kernel {
             object: object.map(path::Path::to_owned),
             ebpf,
         })
+    }
+
+    /// Has the kernel verify every program of the object, attached or not.
+    pub fn verify(&mut self) -> Result<()> {
+        let object = self.object.as_deref();
+        for program in Program::ALL {
+            classifier(&mut self.ebpf, object, program)?;
+        }
+        Ok(())
     }
 
     /// Taps the egress of an interface.
@@ -353,6 +364,13 @@ impl fmt::Display for Attached {
 }
 
 impl Program {
+    const ALL: [Self; 4] = [
+        Self::Egress(LinkLayer::Ip),
+        Self::Egress(LinkLayer::Ethernet),
+        Self::Return,
+        Self::Empty,
+    ];
+
     fn name(self) -> &'static str {
         match self {
             Self::Egress(LinkLayer::Ip) => "icept_egress_l3",

@@ -202,6 +202,13 @@ pub fn list_names() -> Vec<String> {
         .collect()
 }
 
+/// The name of the interface with that index in the calling thread's network namespace.
+pub fn name_of(index: u32) -> Option<String> {
+    let interfaces = if_nameindex().ok()?;
+    let interface = interfaces.into_iter().find(|it| it.index() == index)?;
+    Some(interface.name().to_string_lossy().into_owned())
+}
+
 /// Packets that the interface called `name` has transmitted, in the calling thread's network namespace.
 pub fn transmitted(name: &str) -> Option<u64> {
     let table = fs::read_to_string("/proc/thread-self/net/dev").ok()?;

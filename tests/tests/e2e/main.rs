@@ -6,6 +6,7 @@ mod answers;
 mod attaching;
 mod bad_input;
 mod bypass;
+mod doctor;
 mod icmp;
 mod lifecycle;
 mod routing;
