@@ -131,7 +131,7 @@ impl Daemon {
         );
         let kernel = load_kernel(config, &device, index, &bypass)?;
         let rulebook = Rulebook::new(&config.rules, kernel.clone())?;
-        let dns = dns::Server::new(config.dns.clone(), bypass.clone());
+        let dns = dns::Server::new(config.dns.clone(), bypass.clone(), None);
         let netstack = netstack::spawn(
             reader,
             rulebook.directory(Arc::clone(&dns)),

@@ -134,6 +134,7 @@ mod tests {
             "--attempt-timeout=1s",
             "--rounds=1",
             "--deadline=2s",
+            "--cache-size=8MiB",
             "--verbose",
         ];
         for command in ["run", "check", "doctor"] {

@@ -96,6 +96,14 @@ pub(super) struct SettingsArgs {
     /// Every query is answered within this time
     #[arg(long, value_name = "DURATION")]
     deadline: Option<String>,
+
+    /// Memory for answers, as 64MiB
+    #[arg(long, value_name = "SIZE")]
+    cache_size: Option<String>,
+
+    /// Remember no answers
+    #[arg(long, conflicts_with = "cache_size")]
+    no_cache: bool,
 }
 
 impl SettingsArgs {
@@ -124,6 +132,7 @@ impl SettingsArgs {
             ),
             (Key::DnsRounds, "--rounds", &self.rounds),
             (Key::DnsDeadline, "--deadline", &self.deadline),
+            (Key::CacheSize, "--cache-size", &self.cache_size),
             (
                 Key::TcpMaxConnections,
                 "--tcp-connections",
@@ -142,6 +151,11 @@ impl SettingsArgs {
             Key::ReaderRoutes,
             "--no-routes",
             self.no_routes.then_some("off"),
+        );
+        layer.set_flag(
+            Key::CacheEnabled,
+            "--no-cache",
+            self.no_cache.then_some("false"),
         );
         layer.set_rule_flags("--rule", &self.rules);
         layer
@@ -185,6 +199,8 @@ mod tests {
             attempt_timeout: Some("100ms".to_owned()),
             rounds: Some("3".to_owned()),
             deadline: Some("2s".to_owned()),
+            cache_size: Some("8MiB".to_owned()),
+            no_cache: true,
             ..SettingsArgs::default()
         };
         let sources = Sources {
@@ -213,5 +229,7 @@ mod tests {
         assert_eq!(config.dns.attempt_timeout, Duration::from_millis(100));
         assert_eq!(config.dns.rounds, 3);
         assert_eq!(config.dns.deadline, Duration::from_secs(2));
+        assert_eq!(config.dns.cache.size, 8 << 20);
+        assert!(!config.dns.cache.enabled);
     }
 }

@@ -74,6 +74,16 @@ impl Config {
             Key::DnsAttemptTimeout => duration(self.dns.attempt_timeout),
             Key::DnsRounds => json!(self.dns.rounds),
             Key::DnsDeadline => duration(self.dns.deadline),
+            Key::CacheEnabled => json!(self.dns.cache.enabled),
+            Key::CacheSize => bytes(self.dns.cache.size),
+            Key::CacheMinTtl => seconds(self.dns.cache.min_ttl),
+            Key::CacheMaxTtl => seconds(self.dns.cache.max_ttl),
+            Key::CacheMaxNegativeTtl => seconds(self.dns.cache.max_negative_ttl),
+            Key::CacheFailureTtl => seconds(self.dns.cache.failure_ttl),
+            Key::CachePrefetch => json!(self.dns.cache.prefetch),
+            Key::CacheServeStale => json!(self.dns.cache.serve_stale),
+            Key::CacheStalePatience => duration(self.dns.cache.stale_patience),
+            Key::CacheMaxStale => seconds(self.dns.cache.max_stale),
             Key::TcpMaxConnections => json!(self.tcp.max_connections),
             Key::TcpIdleTimeout => duration(self.tcp.idle_timeout),
             Key::ControlSocket => json!(self.control.to_string_lossy()),
@@ -91,6 +101,19 @@ impl Config {
     fn rules_json(&self) -> Vec<Value> {
         self.rules.iter().map(|rule| json!(rule)).collect()
     }
+}
+
+fn seconds(seconds: u32) -> Value {
+    duration(Duration::from_secs(seconds.into()))
+}
+
+/// Bytes in the largest unit that leaves nothing over.
+fn bytes(bytes: u64) -> Value {
+    let (unit, size) = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)]
+        .into_iter()
+        .find(|(_, size)| bytes >= *size && bytes.is_multiple_of(*size))
+        .unwrap_or(("B", 1));
+    json!(format!("{}{unit}", bytes / size))
 }
 
 fn duration(duration: Duration) -> Value {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::*;
+use crate::dns::CacheConfig;
 
 #[test]
 fn with_nothing_set_everything_has_a_default() {
@@ -33,6 +34,18 @@ upstreams = ["udp://8.8.8.8","udp://8.8.4.4"]
 attempt_timeout = "1s 200ms"
 rounds = 2
 deadline = "5s"
+
+[cache]
+enabled = true
+size = "64MiB"
+min_ttl = "0s"
+max_ttl = "1day"
+max_negative_ttl = "1h"
+failure_ttl = "5s"
+prefetch = true
+serve_stale = true
+stale_patience = "1s 800ms"
+max_stale = "1day"
 
 [tcp]
 max_connections = 1024
@@ -71,6 +84,21 @@ fn every_key_can_be_set_in_the_file() {
     assert_eq!(config.dns.attempt_timeout, Duration::from_millis(300));
     assert_eq!(config.dns.rounds, 3);
     assert_eq!(config.dns.deadline, Duration::from_millis(2500));
+    assert_eq!(
+        config.dns.cache,
+        CacheConfig {
+            enabled: false,
+            size: 1536 << 10,
+            min_ttl: 10,
+            max_ttl: 7200,
+            max_negative_ttl: 60,
+            failure_ttl: 2,
+            prefetch: false,
+            serve_stale: false,
+            stale_patience: Duration::from_millis(500),
+            max_stale: 3 * 86_400,
+        }
+    );
     assert_eq!(config.tcp.max_connections, 2000);
     assert_eq!(config.tcp.idle_timeout, Duration::from_secs(30));
     assert_eq!(config.control, PathBuf::from("/tmp/control.sock"));
@@ -126,6 +154,16 @@ fn every_key_can_be_set_in_the_environment() {
         .variable("INTERCEPTOR_DNS_ATTEMPT_TIMEOUT", "300ms")
         .variable("INTERCEPTOR_DNS_ROUNDS", "3")
         .variable("INTERCEPTOR_DNS_DEADLINE", "2.5s")
+        .variable("INTERCEPTOR_CACHE_ENABLED", "off")
+        .variable("INTERCEPTOR_CACHE_SIZE", "1536KiB")
+        .variable("INTERCEPTOR_CACHE_MIN_TTL", "10s")
+        .variable("INTERCEPTOR_CACHE_MAX_TTL", "2h")
+        .variable("INTERCEPTOR_CACHE_MAX_NEGATIVE_TTL", "1min")
+        .variable("INTERCEPTOR_CACHE_FAILURE_TTL", "2s")
+        .variable("INTERCEPTOR_CACHE_PREFETCH", "off")
+        .variable("INTERCEPTOR_CACHE_SERVE_STALE", "off")
+        .variable("INTERCEPTOR_CACHE_STALE_PATIENCE", "500ms")
+        .variable("INTERCEPTOR_CACHE_MAX_STALE", "3days")
         .variable("INTERCEPTOR_TCP_MAX_CONNECTIONS", "2000")
         .variable("INTERCEPTOR_TCP_IDLE_TIMEOUT", "30s")
         .variable("INTERCEPTOR_CONTROL_SOCKET", "/tmp/control.sock")
@@ -265,7 +303,7 @@ const WRONG_FILES: &[(&str, &str)] = &[
     ("[dsn]", "1:2: unknown section `dsn`; did you mean `dns`?"),
     (
         "rounds = 2",
-        "1:1: unknown section `rounds`; known here: tunnel, virtual, reader, bypass, dns, tcp, control, log, kernel, \
+        "1:1: unknown section `rounds`; known here: tunnel, virtual, reader, bypass, dns, cache, tcp, control, log, kernel, \
          rule",
     ),
     (
@@ -404,6 +442,39 @@ const WRONG_FILES: &[(&str, &str)] = &[
     (
         "[dns]\nrounds = 0",
         "2:10: dns.rounds: 0 is out of range; it can be 1 to 10",
+    ),
+    (
+        "[cache]\nsize = \"0MiB\"",
+        "2:8: cache.size: 0MiB is out of range; it can be 1 to 1048576 MiB",
+    ),
+    (
+        "[cache]\nsize = \"99999999999999999999GiB\"",
+        "2:8: cache.size: `99999999999999999999GiB` is no amount of memory; write one such as 64MiB or 2GB",
+    ),
+    (
+        "[cache]\nsize = 64",
+        "2:8: cache.size: expected an amount of memory in quotes such as \"64MiB\", found an integer",
+    ),
+    (
+        "[cache]\nsize = \"64\"",
+        "2:8: cache.size: `64` is no amount of memory; write one such as 64MiB or 2GB",
+    ),
+    (
+        "[cache]\nmax_ttl = \"500ms\"",
+        "2:11: cache.max_ttl: 500ms is out of range; it can be 1s to 7days",
+    ),
+    (
+        "[cache]\nmax_ttl = \"1500ms\"",
+        "2:11: cache.max_ttl: 1s 500ms is no whole number of seconds, as TTLs are",
+    ),
+    (
+        "[cache]\nfailure_ttl = \"6min\"",
+        "2:15: cache.failure_ttl: 6min is out of range; it can be 1s to 5m",
+    ),
+    (
+        "[cache]\nmin_ttl = \"1min\"\nmax_ttl = \"30s\"",
+        "2:11: cache.min_ttl: the least TTL is greater than the greatest (cache.max_ttl); lower the one or raise the \
+         other",
     ),
     (
         "[tcp]\nmax_connections = 99999999999",
@@ -627,6 +698,18 @@ upstreams = ["udp://9.9.9.9", "tcp://[2001:db8::53]:5353"]
 attempt_timeout = "300ms"
 rounds = 3
 deadline = "2.5s"
+
+[cache]
+enabled = false
+size = "1536KiB"
+min_ttl = "10s"
+max_ttl = "2h"
+max_negative_ttl = "1min"
+failure_ttl = "2s"
+prefetch = false
+serve_stale = false
+stale_patience = "500ms"
+max_stale = "3days"
 
 [tcp]
 max_connections = 2000

@@ -5,11 +5,12 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::dns::DnsConfig;
 use crate::dns::upstream::UpstreamUrl;
+use crate::dns::{CacheConfig, DnsConfig};
 use crate::rules::{Destination, Protocol, Rule, ServiceName};
 
 use super::error::{Error, Origin};
@@ -32,6 +33,11 @@ const DEFAULT_UPSTREAMS: [UpstreamUrl; 2] = [
 const SHORTEST_WAIT: Duration = Duration::from_millis(10);
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 const LONGEST_IDLE: Duration = Duration::from_hours(24);
+const SECOND: Duration = Duration::from_secs(1);
+const LONGEST_MIN_TTL: Duration = Duration::from_hours(1);
+const LONGEST_TTL: Duration = Duration::from_hours(24 * 7);
+const LONGEST_FAILURE_TTL: Duration = Duration::from_mins(5);
+const CACHE_SIZES: RangeInclusive<u64> = 1 << 20..=1 << 40;
 const MOST_CONNECTIONS: u32 = 100_000;
 const MOST_ROUNDS: u32 = 10;
 
@@ -213,7 +219,56 @@ impl Merged<'_> {
             })?,
             deadline: deadline.value,
             tcp_idle_timeout: tcp.idle_timeout,
+            cache: self.cache()?,
         })
+    }
+
+    fn cache(&self) -> Result<CacheConfig, Error> {
+        let default = CacheConfig::default();
+        let ttl = |key, default, shortest, longest| {
+            self.or(key, default, |raw| value::ttl(raw, &(shortest..=longest)))
+        };
+        let cache = CacheConfig {
+            enabled: self.or(Key::CacheEnabled, default.enabled, value::boolean)?,
+            size: self.or(Key::CacheSize, default.size, |raw| {
+                value::bytes(raw, &CACHE_SIZES)
+            })?,
+            min_ttl: ttl(
+                Key::CacheMinTtl,
+                default.min_ttl,
+                Duration::ZERO,
+                LONGEST_MIN_TTL,
+            )?,
+            max_ttl: ttl(Key::CacheMaxTtl, default.max_ttl, SECOND, LONGEST_TTL)?,
+            max_negative_ttl: ttl(
+                Key::CacheMaxNegativeTtl,
+                default.max_negative_ttl,
+                SECOND,
+                LONGEST_TTL,
+            )?,
+            failure_ttl: ttl(
+                Key::CacheFailureTtl,
+                default.failure_ttl,
+                SECOND,
+                LONGEST_FAILURE_TTL,
+            )?,
+            prefetch: self.or(Key::CachePrefetch, default.prefetch, value::boolean)?,
+            serve_stale: self.or(Key::CacheServeStale, default.serve_stale, value::boolean)?,
+            stale_patience: self
+                .duration(
+                    Key::CacheStalePatience,
+                    default.stale_patience,
+                    LONGEST_WAIT,
+                )?
+                .value,
+            max_stale: ttl(Key::CacheMaxStale, default.max_stale, SECOND, LONGEST_TTL)?,
+        };
+        if cache.min_ttl > cache.max_ttl {
+            let problem = "the least TTL is greater than the greatest (cache.max_ttl); lower the one or raise the other";
+            let origin = self.origin(Key::CacheMinTtl);
+            return Err(Error::value(&origin, Key::CacheMinTtl, problem));
+        }
+        Ok(cache)
     }
 
     fn tcp(&self) -> Result<TcpConfig, Error> {

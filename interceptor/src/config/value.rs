@@ -75,6 +75,49 @@ pub(super) fn duration(raw: &Raw, range: &RangeInclusive<Duration>) -> Result<Du
     Ok(duration)
 }
 
+/// A time to live in whole seconds.
+pub(super) fn ttl(raw: &Raw, range: &RangeInclusive<Duration>) -> Result<u32, Problem> {
+    let duration = duration(raw, range)?;
+    if duration.subsec_nanos() > 0 {
+        let duration = humantime::format_duration(duration);
+        return Err(format!(
+            "{duration} is no whole number of seconds, as TTLs are"
+        ));
+    }
+    u32::try_from(duration.as_secs()).map_err(|_| "the duration is too long for a TTL".to_owned())
+}
+
+/// An amount of memory in bytes.
+pub(super) fn bytes(raw: &Raw, range: &RangeInclusive<u64>) -> Result<u64, Problem> {
+    const UNITS: [(&str, u64); 7] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("kB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("B", 1),
+    ];
+    let text = text(raw, "an amount of memory in quotes such as \"64MiB\"")?.trim();
+    let amount = UNITS.iter().find_map(|(unit, size)| {
+        let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+        number.checked_mul(*size)
+    });
+    let Some(bytes) = amount else {
+        return Err(format!(
+            "`{text}` is no amount of memory; write one such as 64MiB or 2GB"
+        ));
+    };
+    if !range.contains(&bytes) {
+        return Err(format!(
+            "{text} is out of range; it can be {} to {} MiB",
+            range.start() >> 20,
+            range.end() >> 20
+        ));
+    }
+    Ok(bytes)
+}
+
 pub(super) fn attach_mode(raw: &Raw) -> Result<AttachMode, Problem> {
     choice(
         raw,

@@ -14,7 +14,7 @@ use tracing::trace;
 use super::admission::Permit;
 use super::framing::{self, Pushed};
 use super::query::Query;
-use super::resolver::{Answer, Resolver};
+use super::resolver::Answer;
 use super::server::{Shared, Taken};
 use super::wire::{ExtendedError, HEADER_LEN, Rcode};
 use crate::rules::Transport;
@@ -138,7 +138,7 @@ fn admit(shared: &Shared, client: IpAddr, message: &[u8]) -> Admitted {
         Taken::Answered(answer) => return Admitted::Now(answer),
         Taken::Ignored => return Admitted::Never,
     };
-    if let Some(answer) = Resolver::answer_now(&query) {
+    if let Some(answer) = shared.resolver.answer_now(&query) {
         return Admitted::Now(answer);
     }
     match shared.admission.permit(client) {

@@ -1,10 +1,14 @@
 //! DNS: takes a query with its context and returns a reply; knows neither packets nor BPF.
 //!
-//! `server` (and `connection`, for TCP) speaks with clients, `resolver` decides who answers, `upstream` asks others.
+//! `server` (and `connection`, for TCP) speaks with clients, `resolver` decides who answers, `cache` remembers,
+//! `upstream` asks others, `answers` hands on what others can answer as well.
 //! What travels between them is checked once, where it comes in: a [`query::Query`] is a valid query, a
 //! [`reply::Reply`] a reply that matches its request. Both keep their wire form, which `wire` patches in place.
 
 mod admission;
+pub mod answers;
+pub mod cache;
+pub mod clock;
 mod connection;
 pub mod counters;
 mod framing;
@@ -22,6 +26,8 @@ pub mod wire;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub use self::answers::AnswerSink;
+pub use self::cache::CacheConfig;
 pub use self::counters::Counters;
 pub use self::server::Server;
 use self::upstream::UpstreamUrl;
@@ -45,6 +51,8 @@ pub struct DnsConfig {
     pub deadline: Duration,
     /// A client's TCP connection that carries nothing for this long is closed.
     pub tcp_idle_timeout: Duration,
+    /// What is remembered of answers.
+    pub cache: CacheConfig,
 }
 
 impl Default for DnsConfig {
@@ -56,6 +64,7 @@ impl Default for DnsConfig {
             rounds: 2,
             deadline: Duration::from_secs(5),
             tcp_idle_timeout: Duration::from_secs(10),
+            cache: CacheConfig::default(),
         }
     }
 }

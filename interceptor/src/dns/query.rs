@@ -9,8 +9,8 @@ use hickory_proto::serialize::binary::BinDecodable;
 
 use super::reply::Reply;
 use super::wire::{
-    Echo, ExtendedError, Flags, Header, MAX_UDP_PAYLOAD, MIN_UDP_PAYLOAD, Opt, Question, Rcode,
-    Scan, WireError, put_u16,
+    BARE_OPT_LEN, Echo, ExtendedError, Flags, HEADER_LEN, Header, MAX_UDP_PAYLOAD, MIN_UDP_PAYLOAD,
+    Opt, Question, Rcode, Scan, WireError, append_opt, put_u16, u16_at,
 };
 
 /// Zone transfer of changes (RFC 1995).
@@ -21,6 +21,10 @@ pub const TYPE_AXFR: u16 = 252;
 
 /// Records of a query that are looked at; one of IXFR, OPT and a signature is what clients send.
 const MAX_RECORDS: u32 = 16;
+
+/// Options that the answer does not depend on: NSID, DAU, DHU and N3U, COOKIE, TCP-KEEPALIVE, PADDING, KEY-TAG and the
+/// extended error (RFC 5001, 6975, 7873, 7828, 7830, 8145, 8914).
+const INDIFFERENT_OPTIONS: [u16; 9] = [3, 5, 6, 7, 10, 11, 12, 14, 15];
 
 /// A well-formed query for one name, type and class.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +119,49 @@ impl<'a> Query<'a> {
         self.wire.get(self.question.range()).unwrap_or_default()
     }
 
+    /// QR, opcode, flags.
+    pub fn flags(&self) -> Flags {
+        self.header.flags
+    }
+
+    /// Whether recursion is desired (RD).
+    pub fn is_recursion_desired(&self) -> bool {
+        self.header.flags.contains(Flags::RECURSION_DESIRED)
+    }
+
+    /// Whether validation is declined (CD).
+    pub fn is_checking_disabled(&self) -> bool {
+        self.header.flags.contains(Flags::CHECKING_DISABLED)
+    }
+
+    /// Whether the client learns whether an answer was validated: it sets AD or DO (RFC 6840 §5.7).
+    pub fn wants_authentic_data(&self) -> bool {
+        self.header.flags.contains(Flags::AUTHENTIC_DATA)
+            || self.opt.is_some_and(|opt| opt.dnssec_ok)
+    }
+
+    /// Whether the query has nothing beside its question that could decide about the answer: no records but OPT, and
+    /// in OPT no options but those between two neighbours and those that describe the client's abilities.
+    pub fn is_unadorned(&self) -> bool {
+        let [answers, authorities, additionals] = self.header.records;
+        let has_more =
+            answers > 0 || authorities > 0 || additionals > u16::from(self.opt.is_some());
+        let Some(opt) = self.opt else {
+            return !has_more;
+        };
+        let mut options = self
+            .wire
+            .get(opt.start + BARE_OPT_LEN..opt.end)
+            .unwrap_or_default();
+        while let (Some(code), Some(length)) = (u16_at(options, 0), u16_at(options, 2)) {
+            if !INDIFFERENT_OPTIONS.contains(&code) {
+                return false;
+            }
+            options = options.get(4 + usize::from(length)..).unwrap_or_default();
+        }
+        !has_more
+    }
+
     /// The OPT record, where there is one.
     pub fn opt(&self) -> Option<Opt> {
         self.opt
@@ -155,9 +202,16 @@ impl<'a> Query<'a> {
         echo.error_reply(&self.wire, rcode, extended)
     }
 
-    /// `reply` as this query's client takes it: its ID, its letter case, OPT exactly when the query has it.
+    /// `reply` as this query's client takes it: its ID, its letter case, OPT exactly when the query has it, AD only when
+    /// it asks for it.
     pub fn reply(&self, reply: Reply) -> Vec<u8> {
-        reply.into_octets(self.id(), self.question_octets(), self.opt)
+        let flags = reply.flags();
+        let mut wire = reply.into_octets(self.id(), self.question_octets(), self.opt);
+        if !self.wants_authentic_data() && flags.contains(Flags::AUTHENTIC_DATA) {
+            let flags = Header::parse(&wire).map_or(flags, |header| header.flags);
+            put_u16(&mut wire, 2, flags.without(Flags::AUTHENTIC_DATA).0);
+        }
+        wire
     }
 }
 
@@ -179,6 +233,38 @@ pub struct Request {
 }
 
 impl Request {
+    /// What is asked on behalf of all who ask `question` (name, type and class in wire form): with recursion, with AD
+    /// set so that the reply says whether it was validated (RFC 6840 §5.7), and with OPT where `edns` says so.
+    pub(super) fn shared(
+        question: &[u8],
+        dnssec_ok: bool,
+        checking_disabled: bool,
+        edns: bool,
+    ) -> Self {
+        let fixed_at = question.len().saturating_sub(4);
+        let parsed = Question {
+            end: HEADER_LEN + question.len(),
+            qtype: u16_at(question, fixed_at).unwrap_or_default(),
+            qclass: u16_at(question, fixed_at + 2).unwrap_or_default(),
+        };
+        let mut flags = Flags::RECURSION_DESIRED.with(Flags::AUTHENTIC_DATA);
+        if checking_disabled {
+            flags = flags.with(Flags::CHECKING_DISABLED);
+        }
+        let mut wire = Vec::with_capacity(parsed.end + BARE_OPT_LEN);
+        for field in [0, flags.0, 1, 0, 0, 0] {
+            wire.extend_from_slice(&field.to_be_bytes());
+        }
+        wire.extend_from_slice(question);
+        if edns {
+            append_opt(&mut wire, 0, dnssec_ok, None);
+        }
+        Self {
+            wire: wire.into(),
+            question: parsed,
+        }
+    }
+
     /// The message with `id`.
     pub fn with_id(&self, id: u16) -> Vec<u8> {
         let mut wire = self.wire.to_vec();

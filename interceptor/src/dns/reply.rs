@@ -66,6 +66,31 @@ impl Reply {
         self.flags.contains(Flags::TRUNCATED)
     }
 
+    /// QR, opcode, flags and the lower bits of the rcode.
+    pub fn flags(&self) -> Flags {
+        self.flags
+    }
+
+    /// The message as it came.
+    pub fn octets(&self) -> &[u8] {
+        &self.wire
+    }
+
+    /// What was asked.
+    pub fn question(&self) -> Question {
+        self.question
+    }
+
+    /// The OPT record, where there is one.
+    pub fn opt(&self) -> Option<Opt> {
+        self.opt
+    }
+
+    /// Whether the upstream may have failed because it does not know EDNS (RFC 6891 §7).
+    pub(super) fn may_lack_edns(&self) -> bool {
+        self.opt.is_none() && matches!(self.rcode(), Rcode::FORMERR | Rcode::NOTIMP)
+    }
+
     /// The message with the client's `id`, its `question` and OPT exactly when `client_opt` is there.
     pub(super) fn into_octets(self, id: u16, question: &[u8], client_opt: Option<Opt>) -> Vec<u8> {
         let rcode = self.rcode();

@@ -1,18 +1,41 @@
-//! The order of answering: what policy decides at once, then the upstreams.
+//! The order of answering: what policy decides at once, then what is remembered, then the upstreams.
 
-use tokio::time::Instant;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
 
 use super::DnsConfig;
+use super::answers::AnswerSink;
+use super::cache::{
+    Cache, CacheCounters, Entry, Flight, Flights, Found, Key, Kind, RouteId, Scope, is_shared,
+};
+use super::clock::{Clock, Moment};
 use super::counters::{Meter, UpstreamCounters};
-use super::query::{Query, TYPE_AXFR, TYPE_IXFR};
+use super::query::{Query, Request, TYPE_AXFR, TYPE_IXFR};
+use super::reply::Reply;
 use super::upstream::forward::{Failure, Forwarder};
 use super::wire::{ExtendedError, Rcode};
 use crate::bypass::Bypass;
 use crate::rules::Transport;
 
+/// Answers asked for while no client waits for them, at most.
+const MAX_REFRESHES: usize = 256;
+
 /// Answers queries.
 pub(super) struct Resolver {
+    core: Arc<Core>,
+}
+
+/// What outlives a query: the parts that questions on their way need.
+struct Core {
     forwarder: Forwarder,
+    cache: Option<Cache>,
+    flights: Arc<Flights>,
+    refreshes: Arc<Semaphore>,
+    answers: Option<Arc<dyn AnswerSink>>,
+    clock: Clock,
 }
 
 /// A reply for one client, of any length, and what it says.
@@ -23,24 +46,58 @@ pub(super) struct Answer {
 }
 
 impl Resolver {
-    pub(super) fn new(config: &DnsConfig, bypass: &Bypass) -> Self {
+    /// A resolver that hands what it answers from memory to `answers` as well.
+    pub(super) fn new(
+        config: &DnsConfig,
+        bypass: &Bypass,
+        answers: Option<Arc<dyn AnswerSink>>,
+        clock: Clock,
+    ) -> Self {
+        let cache = &config.cache;
         Self {
-            forwarder: Forwarder::new(config, bypass),
+            core: Arc::new(Core {
+                forwarder: Forwarder::new(config, bypass),
+                cache: cache.enabled.then(|| Cache::new(cache.clone())),
+                flights: Arc::default(),
+                refreshes: Arc::new(Semaphore::new(MAX_REFRESHES)),
+                answers,
+                clock,
+            }),
         }
     }
 
     /// The answer that takes no waiting, where there is one.
-    pub(super) fn answer_now(query: &Query<'_>) -> Option<Answer> {
-        match query.question().qtype {
-            TYPE_AXFR | TYPE_IXFR => Some(Answer::error(
+    ///
+    /// Needs a tokio runtime around it, for what it may ask for in the background.
+    pub(super) fn answer_now(&self, query: &Query<'_>) -> Option<Answer> {
+        if matches!(query.question().qtype, TYPE_AXFR | TYPE_IXFR) {
+            return Some(Answer::error(
                 query,
                 Rcode::REFUSED,
                 ExtendedError {
                     code: ExtendedError::NOT_SUPPORTED,
                     text: "zone transfers are not forwarded",
                 },
-            )),
-            _ => None,
+            ));
+        }
+        let cache = self.core.cache.as_ref()?;
+        if !is_shared(query) {
+            return None;
+        }
+        let key = Key::of(query, RouteId::DEFAULT)?;
+        let now = self.core.clock.now();
+        match cache.find(key.as_ref(), now) {
+            Found::Fresh(entry) => {
+                cache.meter.hits.add();
+                self.core.used(cache, &entry, 1, now);
+                self.core.offer(&entry);
+                Some(Answer::remembered(query, &entry, now))
+            }
+            Found::Stale(entry) if entry.is_refresh_postponed(now) => {
+                cache.meter.stale.add();
+                Some(Answer::remembered(query, &entry, now))
+            }
+            Found::Stale(_) | Found::Nothing => None,
         }
     }
 
@@ -52,22 +109,185 @@ impl Resolver {
         arrived: Instant,
         meter: &Meter,
     ) -> Answer {
-        meter.forwarded.add();
-        let request = query.request();
-        match self.forwarder.forward(&request, transport, arrived).await {
-            Ok(reply) => Answer {
-                rcode: reply.rcode(),
-                wire: query.reply(reply),
-            },
-            Err(failure) => {
-                meter.failed.add();
-                Answer::error(query, Rcode::SERVFAIL, failure.into())
+        let Some((cache, key)) = self.core.shared(query) else {
+            meter.forwarded.add();
+            let request = query.request();
+            let outcome = self.core.forwarder.forward(&request, transport, arrived);
+            return Answer::of(query, outcome.await, meter);
+        };
+        cache.meter.misses.add();
+        let question = query.question_octets();
+        let (flight, is_new) = self.core.ask(&key, question, transport, arrived);
+        if is_new {
+            meter.forwarded.add();
+        } else {
+            cache.meter.coalesced.add();
+        }
+        let Found::Stale(stale) = cache.find(key.as_ref(), self.core.clock.now()) else {
+            return Answer::of(query, (*flight.await).clone(), meter);
+        };
+        let patience = arrived + cache.config().stale_patience;
+        match timeout_at(patience, flight.clone()).await {
+            Ok(outcome) if matches!(&*outcome, Ok(reply) if is_success(reply)) => {
+                return Answer::of(query, (*outcome).clone(), meter);
+            }
+            Ok(_) => {}
+            Err(_) => {
+                Cache::postpone_refresh(&stale, self.core.clock.now());
+                self.core.carry_on(flight);
             }
         }
+        cache.meter.stale.add();
+        Answer::remembered(query, &stale, self.core.clock.now())
     }
 
     pub(super) fn upstreams(&self) -> Vec<UpstreamCounters> {
-        self.forwarder.counters()
+        self.core.forwarder.counters()
+    }
+
+    /// What the cache counts; nothing where there is none.
+    pub(super) fn cache(&self) -> Option<CacheCounters> {
+        self.core.cache.as_ref().map(Cache::counters)
+    }
+
+    /// The answers about `name` that are remembered, and the time it is.
+    pub(super) fn remembered(&self, name: &[u8], qtype: Option<u16>) -> (Vec<Entry>, Moment) {
+        let now = self.core.clock.now();
+        let cache = self.core.cache.as_ref();
+        (
+            cache.map_or_else(Vec::new, |cache| cache.about(name, qtype, now)),
+            now,
+        )
+    }
+
+    /// Forgets what `scope` says, wherever it is; tells how many answers in memory that were.
+    pub(super) fn flush(&self, scope: &Scope) -> u64 {
+        let flushed = self
+            .core
+            .cache
+            .as_ref()
+            .map_or(0, |cache| cache.flush(scope));
+        if let Some(answers) = &self.core.answers {
+            answers.forget_all();
+        }
+        flushed
+    }
+
+    /// Counts clients that somebody else has given the answer under `key`, the octets of a key.
+    pub(super) fn credit(&self, key: &[u8], hits: u32) {
+        let now = self.core.clock.now();
+        if let Some(cache) = &self.core.cache
+            && let Some(entry) = cache.fresh(key, now)
+        {
+            self.core.used(cache, &entry, hits, now);
+        }
+    }
+}
+
+impl Core {
+    /// What is remembered of a query's kind, and under which key, where it is of the kind that is remembered.
+    fn shared(&self, query: &Query<'_>) -> Option<(&Cache, Key)> {
+        let cache = self.cache.as_ref()?;
+        let is_asked_for_all = is_shared(query) && query.is_recursion_desired();
+        let key = Key::of(query, RouteId::DEFAULT)?;
+        is_asked_for_all.then_some((cache, key))
+    }
+
+    /// Asks the upstreams for `key`, in the letter case of `question`, unless they are being asked; tells whether they
+    /// were not. What comes of it is remembered.
+    fn ask(
+        self: &Arc<Self>,
+        key: &Key,
+        question: &[u8],
+        transport: Transport,
+        arrived: Instant,
+    ) -> (Flight, bool) {
+        let generation = self.cache.as_ref().map_or(0, Cache::generation);
+        // Who takes no truncated reply cannot wait for one, and who asks after a flush not for what was asked before.
+        let transport_octet = [u8::from(transport == Transport::Tcp)];
+        let name = [
+            key.as_ref().octets(),
+            &transport_octet,
+            &generation.to_be_bytes(),
+        ]
+        .concat();
+        self.flights.join(name.into(), || {
+            let (core, key) = (Arc::clone(self), *key);
+            let question: Box<[u8]> = question.into();
+            let work = async move {
+                let outcome = core.forward(&key, &question, transport, arrived).await;
+                let now = core.clock.now();
+                let cache = core.cache.as_ref();
+                let kept = cache.and_then(|it| it.settle(key.as_ref(), generation, &outcome, now));
+                if let Some(entry) = kept {
+                    core.offer(&entry);
+                }
+                Arc::new(outcome)
+            };
+            work.boxed()
+        })
+    }
+
+    async fn forward(
+        &self,
+        key: &Key,
+        question: &[u8],
+        transport: Transport,
+        arrived: Instant,
+    ) -> Result<Reply, Failure> {
+        let request = |edns| {
+            let key = key.as_ref();
+            let (dnssec_ok, unchecked) = (key.is_dnssec_ok(), key.is_checking_disabled());
+            Request::shared(question, dnssec_ok, unchecked, edns)
+        };
+        let outcome = self
+            .forwarder
+            .forward(&request(true), transport, arrived)
+            .await;
+        if !matches!(&outcome, Ok(reply) if reply.may_lack_edns()) {
+            return outcome;
+        }
+        let plain = self
+            .forwarder
+            .forward(&request(false), transport, arrived)
+            .await;
+        plain.or(outcome)
+    }
+
+    /// Counts `hits` clients of `entry`, and asks for it again where it is time.
+    fn used(self: &Arc<Self>, cache: &Cache, entry: &Entry, hits: u32, now: Moment) {
+        entry.count_hits(hits);
+        if !cache.is_prefetch_due(entry, now) {
+            return;
+        }
+        let key = entry.key();
+        let question = key.question();
+        let (unchecked, route) = (key.is_checking_disabled(), key.route());
+        let Some(key) = Key::new(question, key.is_dnssec_ok(), unchecked, route) else {
+            return;
+        };
+        cache.meter.prefetches.add();
+        let (flight, _) = self.ask(&key, question, Transport::Udp, Instant::now());
+        self.carry_on(flight);
+    }
+
+    /// Sees to it that `flight` arrives though no client waits for it, unless there are many such already.
+    fn carry_on(&self, flight: Flight) {
+        let Ok(permit) = Arc::clone(&self.refreshes).try_acquire_owned() else {
+            return;
+        };
+        tokio::spawn(async move {
+            flight.await;
+            drop(permit);
+        });
+    }
+
+    fn offer(&self, entry: &Entry) {
+        if let Some(answers) = &self.answers
+            && entry.kind() != Kind::Failure
+        {
+            answers.offer(entry);
+        }
     }
 }
 
@@ -78,6 +298,31 @@ impl Answer {
             rcode,
         }
     }
+
+    fn of(query: &Query<'_>, outcome: Result<Reply, Failure>, meter: &Meter) -> Self {
+        match outcome {
+            Ok(reply) => Self {
+                rcode: reply.rcode(),
+                wire: query.reply(reply),
+            },
+            Err(failure) => {
+                meter.failed.add();
+                Self::error(query, Rcode::SERVFAIL, failure.into())
+            }
+        }
+    }
+
+    fn remembered(query: &Query<'_>, entry: &Entry, now: Moment) -> Self {
+        Self {
+            rcode: entry.rcode(),
+            wire: entry.reply(query, now),
+        }
+    }
+}
+
+/// Whether a reply says something of the name, rather than of the upstream (RFC 8767 §6).
+fn is_success(reply: &Reply) -> bool {
+    matches!(reply.rcode(), Rcode::NOERROR | Rcode::NXDOMAIN)
 }
 
 impl From<Failure> for ExtendedError {

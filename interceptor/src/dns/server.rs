@@ -10,6 +10,9 @@ use tracing::{debug, trace};
 
 use super::DnsConfig;
 use super::admission::Admission;
+use super::answers::AnswerSink;
+use super::cache::{CacheCounters, Entry, Scope};
+use super::clock::{Clock, Moment};
 use super::connection;
 use super::counters::{Counters, Meter};
 use super::query::{Query, Rejection};
@@ -26,16 +29,29 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server that forwards as `config` says, through `bypass`.
+    /// A server that forwards as `config` says, through `bypass`, and hands what it remembers to `answers` as well.
     ///
     /// Its tasks run on the tokio runtime from which it is given datagrams and streams.
     #[expect(
         clippy::needless_pass_by_value,
         reason = "nobody else needs them afterwards"
     )]
-    pub fn new(config: DnsConfig, bypass: Bypass) -> Arc<Self> {
+    pub fn new(
+        config: DnsConfig,
+        bypass: Bypass,
+        answers: Option<Arc<dyn AnswerSink>>,
+    ) -> Arc<Self> {
+        Self::with_clock(&config, &bypass, answers, Clock::Boot)
+    }
+
+    pub(super) fn with_clock(
+        config: &DnsConfig,
+        bypass: &Bypass,
+        answers: Option<Arc<dyn AnswerSink>>,
+        clock: Clock,
+    ) -> Arc<Self> {
         let shared = Shared {
-            resolver: Resolver::new(&config, &bypass),
+            resolver: Resolver::new(config, bypass, answers, clock),
             meter: Meter::default(),
             admission: Arc::default(),
             stopping: CancellationToken::new(),
@@ -54,6 +70,28 @@ impl Server {
         shared
             .meter
             .snapshot(in_flight, shared.resolver.upstreams())
+    }
+
+    /// What the cache counts; nothing where there is none.
+    pub fn cache(&self) -> Option<CacheCounters> {
+        self.shared.resolver.cache()
+    }
+
+    /// The answers about `name` (in wire form, lower-cased) that are remembered, of one type or of all, and the time
+    /// it is. Looks at every answer there is.
+    pub fn remembered(&self, name: &[u8], qtype: Option<u16>) -> (Vec<Entry>, Moment) {
+        self.shared.resolver.remembered(name, qtype)
+    }
+
+    /// Forgets what `scope` says, what is being asked included; tells how many answers in memory that were.
+    pub fn flush(&self, scope: &Scope) -> u64 {
+        self.shared.resolver.flush(scope)
+    }
+
+    /// Counts `hits` clients that the sink of answers has given the one under `key` ([`Entry::key`]'s octets), so that it
+    /// is asked for again ahead of its expiry.
+    pub fn credit(&self, key: &[u8], hits: u32) {
+        self.shared.resolver.credit(key, hits);
     }
 
     /// Takes no more queries and waits until those in flight are answered, for `patience` at most; tells whether all
@@ -78,7 +116,7 @@ impl Service for Server {
             Taken::Ignored => return,
         };
         let limit = query.udp_limit(responder.max_payload());
-        if let Some(answer) = Resolver::answer_now(&query) {
+        if let Some(answer) = shared.resolver.answer_now(&query) {
             return shared.send(answer, limit, &responder);
         }
         if shared.stopping.is_cancelled() {

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
+use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 use hickory_proto::rr::{Name, RecordType};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -67,6 +68,15 @@ pub(super) fn reply_of(query: &[u8], answers: usize) -> Vec<u8> {
     }
     octets.extend_from_slice(&whole[question_end..]);
     octets
+}
+
+/// The info-code of the extended error in a reply.
+pub(super) fn extended_error(reply: &[u8]) -> Option<u16> {
+    let edns = Message::from_vec(reply).unwrap().edns?;
+    match edns.option(EdnsCode::Unknown(15))? {
+        EdnsOption::Unknown(_, data) => Some(u16::from_be_bytes([data[0], data[1]])),
+        _ => None,
+    }
 }
 
 /// A header's worth of zeros, the root, and pointers each of which leads to the octets before it.

@@ -15,9 +15,11 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::testing::{edns_query, flow, query, read_framed, reply_of, responder, write_framed};
+use super::testing::{
+    edns_query, extended_error, flow, query, read_framed, reply_of, responder, write_framed,
+};
 use super::upstream::UpstreamUrl;
-use super::{DnsConfig, MAX_IN_FLIGHT, MAX_IN_FLIGHT_PER_CLIENT, Server};
+use super::{CacheConfig, DnsConfig, MAX_IN_FLIGHT, MAX_IN_FLIGHT_PER_CLIENT, Server};
 use crate::bypass::Bypass;
 use crate::service::{Flow, Service};
 
@@ -540,6 +542,7 @@ async fn an_idle_connection_is_closed_even_while_single_octets_trickle_in() {
             ..config(&[closed_port()])
         },
         Bypass::new(0, None),
+        None,
     );
     let mut idle = connect(&server);
     assert_eq!(idle.read(&mut [0]).await.unwrap(), 0);
@@ -614,6 +617,7 @@ async fn a_reset_frees_the_queries_of_a_client_that_had_stopped_sending() {
             ..config(&[upstream.url()])
         },
         Bypass::new(0, None),
+        None,
     );
     let (mut client, far_end) = tokio::io::duplex(4096);
     let is_reset = Arc::new(AtomicBool::new(false));
@@ -804,7 +808,7 @@ impl AsyncWrite for Resettable {
 }
 
 fn server(upstreams: &[UpstreamUrl]) -> Arc<Server> {
-    Server::new(config(upstreams), Bypass::new(0, None))
+    Server::new(config(upstreams), Bypass::new(0, None), None)
 }
 
 /// A server that soon asks the next upstream, for tests in which that is what happens.
@@ -813,7 +817,7 @@ fn hasty_server(upstreams: &[UpstreamUrl]) -> Arc<Server> {
         attempt_timeout: Duration::from_millis(50),
         ..config(upstreams)
     };
-    Server::new(config, Bypass::new(0, None))
+    Server::new(config, Bypass::new(0, None), None)
 }
 
 /// A server that gives up soon, for tests in which giving up is what happens.
@@ -823,7 +827,7 @@ fn impatient_server(upstreams: &[UpstreamUrl]) -> Arc<Server> {
         deadline: Duration::from_millis(400),
         ..config(upstreams)
     };
-    Server::new(config, Bypass::new(0, None))
+    Server::new(config, Bypass::new(0, None), None)
 }
 
 fn config(upstreams: &[UpstreamUrl]) -> DnsConfig {
@@ -832,6 +836,7 @@ fn config(upstreams: &[UpstreamUrl]) -> DnsConfig {
         attempt_timeout: PATIENCE,
         rounds: 2,
         deadline: PATIENCE / 2,
+        cache: CacheConfig::off(),
         ..DnsConfig::default()
     }
 }
@@ -867,12 +872,4 @@ fn flow_of(host: u8) -> Flow {
 
 fn parse(message: &[u8]) -> Message {
     Message::from_vec(message).unwrap()
-}
-
-/// The info-code of the extended error in a reply.
-fn extended_error(reply: &[u8]) -> Option<u16> {
-    match parse(reply).edns?.option(EdnsCode::Unknown(15))? {
-        EdnsOption::Unknown(_, data) => Some(u16::from_be_bytes([data[0], data[1]])),
-        _ => None,
-    }
 }

@@ -18,7 +18,7 @@ pub const MIN_UDP_PAYLOAD: u16 = 512;
 pub const BARE_OPT_LEN: usize = 11;
 
 /// Octets of the longest name (RFC 1035 §3.1).
-const MAX_NAME_LEN: usize = 255;
+pub const MAX_NAME_LEN: usize = 255;
 
 /// Compression pointers of one name, as many as it can have labels; without a bound a chain of pointers that every
 /// record begins with would make a message cost the square of its length.
@@ -103,6 +103,12 @@ impl Flags {
     /// The lower four bits of the rcode, the upper ones being in OPT.
     pub fn rcode(self) -> Rcode {
         Rcode(self.only(Self::RCODE).0)
+    }
+
+    /// These flags without `flags`.
+    #[must_use]
+    pub fn without(self, flags: Self) -> Self {
+        Self(self.0 & !flags.0)
     }
 
     fn with_rcode(self, rcode: Rcode) -> Self {
@@ -416,6 +422,12 @@ pub struct ExtendedError {
 impl ExtendedError {
     /// None of the other codes fits.
     pub const OTHER: u16 = 0;
+    /// A stale answer (RFC 8767).
+    pub const STALE_ANSWER: u16 = 3;
+    /// A failure that is remembered (RFC 9520).
+    pub const CACHED_ERROR: u16 = 13;
+    /// A stale answer that says that there is no such name.
+    pub const STALE_NXDOMAIN_ANSWER: u16 = 19;
     /// The request is not supported.
     pub const NOT_SUPPORTED: u16 = 21;
     /// No authority, or here no upstream, could be reached.

@@ -162,7 +162,7 @@ fn a_lost_query_is_sent_again() -> Result<()> {
 fn every_query_upstream_has_an_id_and_a_port_of_its_own() -> Result<()> {
     let lab = Lab::client_with_tunnel()?;
     let capture = lab::Capture::start(&lab.net, "eth0")?;
-    let _daemon = lab.daemon(&[])?;
+    let _daemon = lab.daemon(&["--no-cache"])?;
 
     for _ in 0..20 {
         lab.dig("@10.30.30.30 www.example.test")?;
@@ -201,7 +201,11 @@ fn upstreams_are_reached_over_tcp_and_over_ipv6() -> Result<()> {
 #[test]
 fn a_resolver_that_comes_back_is_asked_again() -> Result<()> {
     let mut lab = Lab::client_with_tunnel()?;
-    let _daemon = lab.daemon(&["--deadline", "1500ms", "--attempt-timeout", "300ms"])?;
+    let _daemon = daemon(
+        &lab,
+        &["udp://192.0.2.53"],
+        &["--deadline", "1500ms", "--attempt-timeout", "300ms"],
+    )?;
     assert_answered(&lab)?;
 
     lab.resolver.stop();
@@ -214,7 +218,7 @@ fn a_resolver_that_comes_back_is_asked_again() -> Result<()> {
 
 fn daemon(lab: &Lab, upstreams: &[&str], more: &[&str]) -> Result<Daemon> {
     let interface = lab.tunnel.client_interface();
-    let mut arguments = vec!["-i", interface];
+    let mut arguments = vec!["-i", interface, "--no-cache"];
     for upstream in upstreams {
         arguments.extend(["--upstream", upstream]);
     }
