@@ -24,7 +24,9 @@ pub struct Control {
     /// The reader device.
     pub reader: u32,
     /// Not 0 when flows are remembered, because replies have more than one way to go.
-    pub remember: u32,
+    pub remember: u16,
+    /// Not 0 when packets of the reader device begin with an Ethernet header.
+    pub ethernet: u16,
     /// Where replies go whose flow is not remembered.
     pub path: Path,
     /// What each bank's prefilter looks at.
@@ -44,6 +46,7 @@ impl Control {
         mark: 0,
         reader: 0,
         remember: 0,
+        ethernet: 0,
         path: Path {
             interface: 0,
             ethernet: 0,

@@ -14,6 +14,7 @@ pub mod control;
 pub mod filter;
 pub mod flow;
 pub mod headers;
+pub mod reader;
 pub mod reason;
 pub mod rules;
 #[cfg(test)]

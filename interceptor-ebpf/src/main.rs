@@ -1,7 +1,8 @@
 //! The kernel programs: maps, packet access, and what is done with a verdict. The verdicts are the library's.
 //!
 //! - `icept_egress_l3`, `icept_egress_l2`: TC egress of a tunnel; the one without, the other with an Ethernet header.
-//! - `icept_return`: TC ingress of the reader device; sends replies to the ingress of the tunnel they belong to.
+//! - `icept_return_l3`, `icept_return_l2`: TC ingress of the reader device, likewise; sends replies to the ingress of the
+//!   tunnel they belong to.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(not(target_arch = "bpf"))]
@@ -32,6 +33,7 @@ mod programs {
     use interceptor_ebpf::filter::Filter;
     use interceptor_ebpf::flow::{FlowKey, MAX_FLOWS, Path};
     use interceptor_ebpf::headers::{Address, Bytes, Headers};
+    use interceptor_ebpf::reader;
     use interceptor_ebpf::reason::Reason;
     use interceptor_ebpf::rules::{
         Destination, ExactKey, MAX_DESTINATIONS, MAX_PORTS, MAX_RULES, PortKey, PrefixKey,
@@ -78,8 +80,16 @@ mod programs {
     }
 
     #[classifier]
-    pub fn icept_return(context: TcContext) -> i32 {
-        match give_back(&context) {
+    pub fn icept_return_l3(context: TcContext) -> i32 {
+        match give_back::<0>(&context) {
+            Ok(verdict) => verdict,
+            Err(reason) => conclude(&context, reason),
+        }
+    }
+
+    #[classifier]
+    pub fn icept_return_l2(context: TcContext) -> i32 {
+        match give_back::<ETHERNET_HEADER>(&context) {
             Ok(verdict) => verdict,
             Err(reason) => conclude(&context, reason),
         }
@@ -209,10 +219,19 @@ mod programs {
             // A full table forgets another flow; failing otherwise costs a reply, which the client asks for again.
             let _ = FLOWS.insert(key, path, 0);
         }
-        count(context, Reason::Intercepted);
         if interface == reader {
+            count(context, Reason::Intercepted);
             return Ok(TC_ACT_UNSPEC);
         }
+        if LINK == 0 && control!(ethernet) != 0 {
+            // SAFETY: the program's own context; the field is in network byte order.
+            let ethertype = u16::from_be(unsafe { (*context.skb.skb).protocol } as u16);
+            let header = reader::header(reader::FAR_MAC, reader::NEAR_MAC, ethertype);
+            if !put_header::<0>(&packet, &header) {
+                return Err(Reason::NoRoom);
+            }
+        }
+        count(context, Reason::Intercepted);
         context.skb.set_mark(REDIRECTED);
         // SAFETY: a helper that takes numbers.
         Ok(unsafe { bpf_redirect(reader, 0) } as i32)
@@ -242,41 +261,42 @@ mod programs {
         }
     }
 
-    /// Sends a reply from the reader device to the tunnel that its flow came from.
-    fn give_back(context: &TcContext) -> Result<i32, Reason> {
+    /// Sends a reply from the reader device to the tunnel that its flow came from. Where that one has no Ethernet headers,
+    /// the kernel takes the reader device's off.
+    #[inline(always)]
+    fn give_back<const LINK: usize>(context: &TcContext) -> Result<i32, Reason> {
         let packet = Packet(context.skb.skb);
         let path = match control!(remember) {
             0 => control!(path),
-            _ => remembered(&packet)?,
+            _ => remembered::<LINK>(&packet)?,
         };
         if path.interface == 0 {
             return Err(Reason::ReturnedDirectly);
         }
-        if path.ethernet != 0 {
-            // SAFETY: helpers on the program's own context; the buffer is as long as said.
-            let failed = unsafe {
-                bpf_skb_change_head(context.skb.skb, ETHERNET_HEADER as u32, 0) != 0
-                    || bpf_skb_store_bytes(
-                        context.skb.skb.cast(),
-                        0,
-                        path.header.as_ptr().cast(),
-                        ETHERNET_HEADER as u32,
-                        0,
-                    ) != 0
-            };
-            if failed {
-                return Err(Reason::ReturnNoRoom);
-            }
+        if path.ethernet != 0 && !put_header::<LINK>(&packet, &path.header) {
+            return Err(Reason::ReturnNoRoom);
         }
         count(context, Reason::Returned);
         // SAFETY: a helper that takes numbers.
         Ok(unsafe { bpf_redirect(path.interface, u64::from(BPF_F_INGRESS)) } as i32)
     }
 
+    /// Puts an Ethernet header before the packet, or in the place of the one it has.
+    #[inline(always)]
+    fn put_header<const LINK: usize>(packet: &Packet, header: &[u8; ETHERNET_HEADER]) -> bool {
+        let Packet(skb) = *packet;
+        let length = ETHERNET_HEADER as u32;
+        // SAFETY: helpers on the program's own context; the buffer is as long as said.
+        unsafe {
+            (LINK != 0 || bpf_skb_change_head(skb, length, 0) == 0)
+                && bpf_skb_store_bytes(skb.cast(), 0, header.as_ptr().cast(), length, 0) == 0
+        }
+    }
+
     /// The path that the flow of a reply came by.
     #[inline(always)]
-    fn remembered(packet: &Packet) -> Result<Path, Reason> {
-        let Ok(headers) = Headers::parse(packet, 0) else {
+    fn remembered<const LINK: usize>(packet: &Packet) -> Result<Path, Reason> {
+        let Ok(headers) = Headers::parse(packet, LINK) else {
             return Err(Reason::ReturnMalformed);
         };
         let Ok(key) = FlowKey::of_reply(packet, &headers) else {
@@ -305,7 +325,7 @@ mod programs {
             | Reason::Unattended
             | Reason::Returned
             | Reason::ReturnedDirectly => TC_ACT_UNSPEC,
-            Reason::ReturnMalformed | Reason::ReturnNoRoom => TC_ACT_SHOT,
+            Reason::ReturnMalformed | Reason::ReturnNoRoom | Reason::NoRoom => TC_ACT_SHOT,
         }
     }
 

@@ -28,11 +28,13 @@ pub enum Reason {
     ReturnMalformed = 10,
     /// Return: no room for a link-layer header; dropped.
     ReturnNoRoom = 11,
+    /// Egress: a rule took it, but there was no room for the reader device's link-layer header; dropped.
+    NoRoom = 12,
 }
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Intercepted,
         Self::NoRule,
         Self::Bypass,
@@ -45,6 +47,7 @@ impl Reason {
         Self::ReturnedDirectly,
         Self::ReturnMalformed,
         Self::ReturnNoRoom,
+        Self::NoRoom,
     ];
 
     /// Its name in `status` and metrics.
@@ -62,6 +65,7 @@ impl Reason {
             Self::ReturnedDirectly => "returned_directly",
             Self::ReturnMalformed => "dropped_return_malformed",
             Self::ReturnNoRoom => "dropped_return_no_room",
+            Self::NoRoom => "dropped_no_room",
         }
     }
 }

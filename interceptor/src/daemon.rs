@@ -26,7 +26,7 @@ use crate::bypass::Bypass;
 use crate::config::Config;
 use crate::kernel::Kernel;
 use crate::net::{Link, LinkEvent, LinkWatch, RouteWatch, links};
-use crate::reader::tun::TunReader;
+use crate::reader::{self, Device, Opened};
 use crate::{control, dns, netstack};
 use backend::DaemonBackend;
 use routing::Routing;
@@ -80,10 +80,8 @@ struct Parts {
     dns: Arc<dns::Server>,
     netstack: netstack::Handle,
     bypass: Bypass,
-    /// The reader device's name.
-    device: String,
-    /// Its index.
-    reader: u32,
+    /// The reader device.
+    device: Device,
 }
 
 impl Parts {
@@ -123,13 +121,12 @@ struct Daemon {
 
 impl Daemon {
     async fn start(config: &Config) -> Result<Self> {
-        let reader = TunReader::create(config.reader.device.as_deref(), READER_MTU)?;
-        let (device, index) = (reader.name().to_owned(), reader.index());
+        let Opened { reader, device } = reader::open(&config.reader, READER_MTU).await?;
         let bypass = Bypass::new(
             config.bypass.mark.unwrap_or(routing::DEFAULT_MARK),
             config.bypass.device.as_deref(),
         );
-        let kernel = load_kernel(config, &device, index, &bypass)?;
+        let kernel = load_kernel(config, &device, &bypass)?;
         let rulebook = Rulebook::new(&config.rules, kernel.clone())?;
         let dns = dns::Server::new(config.dns.clone(), bypass.clone(), None);
         let netstack = netstack::spawn(
@@ -144,9 +141,9 @@ impl Daemon {
         let (present, links) = LinkWatch::start()
             .await
             .context("cannot follow the host's interfaces")?;
-        let mut taps = Taps::new(config, kernel.clone(), &device, index);
+        let mut taps = Taps::new(config, kernel.clone(), &device);
         taps.start(&present)?;
-        let routing = Routing::new(config, index, bypass.clone(), kernel.clone());
+        let routing = Routing::new(config, device.index, bypass.clone(), kernel.clone());
         let parts = Parts {
             kernel,
             taps: Arc::new(AsyncMutex::new(taps)),
@@ -156,7 +153,6 @@ impl Daemon {
             netstack,
             bypass,
             device,
-            reader: index,
         };
         parts.review().await;
         let review = Arc::new(Notify::new());
@@ -196,6 +192,9 @@ impl Daemon {
                 event = self.links.next() => {
                     let event = event.context("cannot follow the host's interfaces any more")?;
                     debug!(?event, "link");
+                    if matches!(&event, LinkEvent::Vanished(link) if link.index == self.parts.device.index) {
+                        bail!("the reader device {} was deleted", self.parts.device.name);
+                    }
                     self.keep_reader_up(&event).await;
                     if self.parts.taps.lock().await.follow(event) {
                         self.review.notify_one();
@@ -224,7 +223,7 @@ impl Daemon {
         let LinkEvent::Changed { old, new } = event else {
             return;
         };
-        if new.index != self.parts.reader || !old.up || new.up {
+        if new.index != self.parts.device.index || !old.up || new.up {
             return;
         }
         match links::bring_up(new.index).await {
@@ -255,9 +254,10 @@ impl Daemon {
 }
 
 /// Loads the kernel half. Without tunnels it only counts, so that the daemon can do without.
-fn load_kernel(config: &Config, device: &str, index: u32, bypass: &Bypass) -> Result<SharedKernel> {
+fn load_kernel(config: &Config, device: &Device, bypass: &Bypass) -> Result<SharedKernel> {
     let loaded = Kernel::load(config.bpf_object.as_deref()).and_then(|mut kernel| {
-        kernel.attach_return(device, index, config.attach)?;
+        let layer = device.kind.link_layer();
+        kernel.attach_return(&device.name, device.index, layer, config.attach)?;
         kernel.exempt(bypass.mark())?;
         Ok(kernel)
     });

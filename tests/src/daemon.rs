@@ -4,7 +4,7 @@ use std::env;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -244,11 +244,28 @@ impl Drop for Daemon {
 pub fn interceptor(namespace: &Namespace, arguments: &[&str]) -> Result<Exit> {
     let scratch = Scratch::new()?;
     let mut command = namespace.command(binary()?);
-    command.args(arguments);
+    command.args(arguments).env(READER_VARIABLE, reader());
     if matches!(arguments.first(), Some(&"run")) && !arguments.contains(&"--control") {
         command.arg("--control").arg(scratch.path("control.sock"));
     }
     finish(command)
+}
+
+/// The reader that daemons are started with where a test says nothing else: AF_XDP in a test binary whose name ends so,
+/// TUN in all others.
+pub fn reader() -> &'static str {
+    static READER: LazyLock<&str> = LazyLock::new(|| {
+        let program = env::current_exe().unwrap_or_default();
+        let name = program.file_stem().unwrap_or_default().to_string_lossy();
+        // Cargo adds a hash to the name.
+        let name = name.rsplit_once('-').map_or(&*name, |(name, _)| name);
+        if name.ends_with("af_xdp") {
+            "af-xdp"
+        } else {
+            "tun"
+        }
+    });
+    *READER
 }
 
 /// The daemon's binary: `INTERCEPTOR_BIN`, or what `cargo build` made of this checkout.
@@ -292,6 +309,7 @@ fn spawn(namespace: &Namespace, scratch: &Scratch, arguments: &[String]) -> Resu
         .arg(scratch.path(CONTROL))
         .args(["--log", "debug"])
         .args(arguments)
+        .env(READER_VARIABLE, reader())
         .env("NOTIFY_SOCKET", scratch.path(NOTIFY));
     Process::spawn("interceptor", command)
 }
@@ -304,5 +322,6 @@ fn interface_state(status: &Value, interface: &str) -> Option<String> {
     Some(found["state"].as_str()?.to_owned())
 }
 
+const READER_VARIABLE: &str = "INTERCEPTOR_READER_KIND";
 const CONTROL: &str = "control.sock";
 const NOTIFY: &str = "notify.sock";

@@ -20,7 +20,7 @@ mod wait;
 mod wireguard;
 
 pub use capture::{Capture, Packet};
-pub use daemon::{Daemon, RuleState, binary, interceptor, rule_list};
+pub use daemon::{Daemon, RuleState, binary, interceptor, reader, rule_list};
 pub use link::{VethEnd, veth};
 pub use load::{Load, Report};
 pub use namespace::{Namespace, remove_all, require_root};

@@ -132,7 +132,7 @@ fn nothing_is_intercepted_without_a_reader_device() {
         run.unwrap().verdict
     };
     assert_eq!(verdict(&mut kernel), REDIRECT);
-    kernel.set_reader(0x7fff_ffff).unwrap();
+    kernel.set_reader(0x7fff_ffff, LinkLayer::Ip).unwrap();
     assert_eq!(verdict(&mut kernel), PASS);
     assert_eq!(kernel.reasons().unwrap()[Reason::Unattended.name()], 1);
 }

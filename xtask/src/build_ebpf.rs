@@ -1,6 +1,6 @@
-//! `build-ebpf`: compiles the kernel programs into the object that is committed and embedded.
+//! `build-ebpf`: compiles the kernel programs into the objects that are committed and embedded.
 //!
-//! Only the reference toolchain writes the committed object, so that everybody who builds it gets the same bytes. They
+//! Only the reference toolchain writes the committed objects, so that everybody who builds it gets the same bytes. They
 //! depend on the sources, the lock file, rustc and LLVM; not on paths, the person, the machine or cargo's version.
 
 use std::ffi::OsString;
@@ -19,15 +19,33 @@ const RUSTC_VERSION: &str = "rustc 1.96.0 ";
 const LLVM: &str = "/usr/lib/llvm-22/";
 const PACKAGES: [&str; 4] = ["rustc-web", "libstd-rust-web-dev-bpf", "llvm-22-dev", "g++"];
 
+/// A binary of the kernel half, and the object that is made of it.
+struct Object {
+    binary: &'static str,
+    file: &'static str,
+}
+
+/// The classifier first, the only one that can log.
+const OBJECTS: [Object; 2] = [
+    Object {
+        binary: "interceptor-bpf",
+        file: "interceptor.o",
+    },
+    Object {
+        binary: "interceptor-xdp",
+        file: "xdp.o",
+    },
+];
+
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Write nothing; fail unless the committed object is what the source gives.
+    /// Write nothing; fail unless the committed objects are what the source gives.
     #[arg(long, conflicts_with_all = ["log", "toolchain"])]
     check: bool,
     /// Log every verdict through aya-log, with BTF; written to target/bpf/interceptor-log.o.
     #[arg(long)]
     log: bool,
-    /// What to compile with; only `reference` writes the committed object, `nightly` writes to target/bpf.
+    /// What to compile with; only `reference` writes the committed objects, `nightly` writes to target/bpf.
     #[arg(long, value_enum, default_value_t = Toolchain::Reference)]
     toolchain: Toolchain,
 }
@@ -44,33 +62,41 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if options.check {
         return check();
     }
-    let built = compile(options.toolchain, options.log)?;
-    let destination = match (options.toolchain, options.log) {
-        (Toolchain::Reference, false) => workspace::bpf_object()?,
-        (_, true) => workspace::target()?.join("bpf/interceptor-log.o"),
-        (Toolchain::Nightly, false) => workspace::target()?.join("bpf/interceptor.o"),
-    };
-    write_if_different(&destination, &built)
+    if options.log {
+        let built = compile(options.toolchain, &OBJECTS[0], true)?;
+        return write_if_different(&workspace::target()?.join("bpf/interceptor-log.o"), &built);
+    }
+    for object in &OBJECTS {
+        let built = compile(options.toolchain, object, false)?;
+        let destination = match options.toolchain {
+            Toolchain::Reference => workspace::bpf_object(object.file)?,
+            Toolchain::Nightly => workspace::target()?.join("bpf").join(object.file),
+        };
+        write_if_different(&destination, &built)?;
+    }
+    Ok(())
 }
 
-/// Fails unless the committed object is what the source gives.
+/// Fails unless the committed objects are what the source gives.
 pub(crate) fn check() -> anyhow::Result<()> {
-    let built = compile(Toolchain::Reference, false)?;
-    let committed = workspace::bpf_object()?;
-    if fs::read(&committed).is_ok_and(|bytes| bytes == built) {
+    for object in &OBJECTS {
+        let built = compile(Toolchain::Reference, object, false)?;
+        let committed = workspace::bpf_object(object.file)?;
+        if !fs::read(&committed).is_ok_and(|bytes| bytes == built) {
+            bail!(
+                "{} is not what the source gives; run `cargo xtask build-ebpf` and commit the result",
+                committed.display()
+            );
+        }
         eprintln!(
             "    Verified {} is what the source gives",
             committed.display()
         );
-        return Ok(());
     }
-    bail!(
-        "{} is not what the source gives; run `cargo xtask build-ebpf` and commit the result",
-        committed.display()
-    );
+    Ok(())
 }
 
-fn compile(toolchain: Toolchain, log: bool) -> anyhow::Result<Vec<u8>> {
+fn compile(toolchain: Toolchain, object: &Object, log: bool) -> anyhow::Result<Vec<u8>> {
     let root = workspace::root()?;
     let target = workspace::target()?.join("bpf-build");
     let mut cargo = match toolchain {
@@ -79,7 +105,7 @@ fn compile(toolchain: Toolchain, log: bool) -> anyhow::Result<Vec<u8>> {
     };
     cargo
         .current_dir(&root)
-        .args(["--package", "interceptor-ebpf", "--bin", "interceptor-bpf"])
+        .args(["--package", "interceptor-ebpf", "--bin", object.binary])
         .args([
             "--target",
             TARGET,
@@ -98,7 +124,7 @@ fn compile(toolchain: Toolchain, log: bool) -> anyhow::Result<Vec<u8>> {
     }
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     command::run(&mut cargo)?;
-    let object = target.join(TARGET).join("bpf/interceptor-bpf");
+    let object = target.join(TARGET).join("bpf").join(object.binary);
     fs::read(&object).with_context(|| format!("cannot read {}", object.display()))
 }
 

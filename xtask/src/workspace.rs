@@ -26,8 +26,8 @@ pub(crate) fn target() -> anyhow::Result<PathBuf> {
 }
 
 /// The object that is committed and embedded into the daemon.
-pub(crate) fn bpf_object() -> anyhow::Result<PathBuf> {
-    Ok(root()?.join("interceptor/bpf/interceptor.o"))
+pub(crate) fn bpf_object(file: &str) -> anyhow::Result<PathBuf> {
+    Ok(root()?.join("interceptor/bpf").join(file))
 }
 
 /// Cargo's home, where the dependencies' sources are.

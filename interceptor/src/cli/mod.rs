@@ -121,6 +121,8 @@ mod tests {
             "--rule=any port 53",
             "--mark=auto",
             "--bypass-device=eth0",
+            "--reader=af-xdp",
+            "--busy-poll=50us",
             "--device=icept7",
             "--attach=tcx",
             "--share",

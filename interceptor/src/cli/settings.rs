@@ -45,6 +45,14 @@ pub(super) struct SettingsArgs {
     #[arg(long, value_name = "DEV")]
     bypass_device: Option<String>,
 
+    /// How intercepted packets reach the daemon
+    #[arg(long, value_name = "KIND", value_parser = ["auto", "tun", "af-xdp"])]
+    reader: Option<String>,
+
+    /// How long the AF_XDP reader looks for more packets before it sleeps, as 50us [default: off]
+    #[arg(long, value_name = "DURATION")]
+    busy_poll: Option<String>,
+
     /// Name of the reader device [default: the first free of icept0, icept1, …]
     #[arg(long, value_name = "NAME")]
     device: Option<String>,
@@ -122,6 +130,8 @@ impl SettingsArgs {
         }
         for (key, flag, text) in [
             (Key::TunnelAttach, "--attach", &self.attach),
+            (Key::ReaderKind, "--reader", &self.reader),
+            (Key::ReaderBusyPoll, "--busy-poll", &self.busy_poll),
             (Key::ReaderDevice, "--device", &self.device),
             (Key::BypassMark, "--mark", &self.mark),
             (Key::BypassDevice, "--bypass-device", &self.bypass_device),
@@ -187,6 +197,8 @@ mod tests {
             rules: vec!["any udp port 53".to_owned()],
             mark: Some("0xca6c".to_owned()),
             bypass_device: Some("eth0".to_owned()),
+            reader: Some("af-xdp".to_owned()),
+            busy_poll: Some("50us".to_owned()),
             device: Some("icept7".to_owned()),
             attach: Some("clsact".to_owned()),
             share: true,

@@ -12,8 +12,10 @@ pub(crate) enum Key {
     TunnelAttach,
     TunnelShare,
     VirtualAddresses,
+    ReaderKind,
     ReaderDevice,
     ReaderRoutes,
+    ReaderBusyPoll,
     BypassMark,
     BypassDevice,
     DnsUpstreams,
@@ -146,13 +148,15 @@ impl Layer {
 }
 
 impl Key {
-    pub(crate) const ALL: [Self; 28] = [
+    pub(crate) const ALL: [Self; 30] = [
         Self::TunnelInterfaces,
         Self::TunnelAttach,
         Self::TunnelShare,
         Self::VirtualAddresses,
+        Self::ReaderKind,
         Self::ReaderDevice,
         Self::ReaderRoutes,
+        Self::ReaderBusyPoll,
         Self::BypassMark,
         Self::BypassDevice,
         Self::DnsUpstreams,
@@ -210,8 +214,10 @@ impl Key {
             Self::TunnelAttach => ("tunnel", "attach"),
             Self::TunnelShare => ("tunnel", "share"),
             Self::VirtualAddresses => ("virtual", "addresses"),
+            Self::ReaderKind => ("reader", "kind"),
             Self::ReaderDevice => ("reader", "device"),
             Self::ReaderRoutes => ("reader", "routes"),
+            Self::ReaderBusyPoll => ("reader", "busy_poll"),
             Self::BypassMark => ("bypass", "mark"),
             Self::BypassDevice => ("bypass", "device"),
             Self::DnsUpstreams => ("dns", "upstreams"),

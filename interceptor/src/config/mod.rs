@@ -139,13 +139,30 @@ pub enum AttachMode {
     Clsact,
 }
 
+/// How intercepted packets reach user space.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReaderMode {
+    /// The preferred reader that is to be had.
+    #[default]
+    Auto,
+    /// A TUN device, or nothing.
+    Tun,
+    /// A veth device and an AF_XDP socket, or nothing.
+    AfXdp,
+}
+
 /// The reader device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReaderConfig {
+    /// Which reader.
+    pub mode: ReaderMode,
     /// Its name; `None` takes the first free one of icept0, icept1, ….
     pub device: Option<String>,
     /// Whether virtual addresses that no tapped tunnel carries are routed to the reader device.
     pub routes: bool,
+    /// How long the AF_XDP reader looks for more packets after the last one before it waits to be told; zero for not at
+    /// all.
+    pub busy_poll: Duration,
 }
 
 /// How upstream traffic avoids the tunnel.

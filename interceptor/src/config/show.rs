@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::layer::Key;
-use super::{AttachMode, Config, LogFormat};
+use super::{AttachMode, Config, LogFormat, ReaderMode};
 
 impl Config {
     /// The configuration as the TOML file that says it all.
@@ -60,8 +60,15 @@ impl Config {
             }),
             Key::TunnelShare => json!(self.share),
             Key::VirtualAddresses => json!(self.addresses),
+            Key::ReaderKind => json!(match self.reader.mode {
+                ReaderMode::Auto => "auto",
+                ReaderMode::Tun => "tun",
+                ReaderMode::AfXdp => "af-xdp",
+            }),
             Key::ReaderDevice => json!(self.reader.device),
             Key::ReaderRoutes => json!(if self.reader.routes { "auto" } else { "off" }),
+            Key::ReaderBusyPoll if self.reader.busy_poll.is_zero() => json!("off"),
+            Key::ReaderBusyPoll => duration(self.reader.busy_poll),
             Key::BypassMark => match self.bypass.mark {
                 Some(mark) => json!(mark),
                 None => json!("auto"),

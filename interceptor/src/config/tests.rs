@@ -24,7 +24,9 @@ share = false
 addresses = ["10.30.30.30","fd30:30:30::30"]
 
 [reader]
+kind = "auto"
 routes = "auto"
+busy_poll = "off"
 
 [bypass]
 mark = "auto"
@@ -76,8 +78,10 @@ fn every_key_can_be_set_in_the_file() {
     assert_eq!(config.attach, AttachMode::Clsact);
     assert!(config.share);
     assert_eq!(config.addresses, [ip("10.9.9.9")]);
+    assert_eq!(config.reader.mode, ReaderMode::AfXdp);
     assert_eq!(config.reader.device.as_deref(), Some("icept7"));
     assert!(!config.reader.routes);
+    assert_eq!(config.reader.busy_poll, Duration::from_micros(50));
     assert_eq!(config.bypass.mark, Some(51820));
     assert_eq!(config.bypass.device.as_deref(), Some("eth0"));
     assert_eq!(config.dns.upstreams.len(), 2);
@@ -143,8 +147,10 @@ fn every_key_can_be_set_in_the_environment() {
         .variable("INTERCEPTOR_TUNNEL_ATTACH", "clsact")
         .variable("INTERCEPTOR_TUNNEL_SHARE", "true")
         .variable("INTERCEPTOR_VIRTUAL_ADDRESSES", "10.9.9.9")
+        .variable("INTERCEPTOR_READER_KIND", "af-xdp")
         .variable("INTERCEPTOR_READER_DEVICE", "icept7")
         .variable("INTERCEPTOR_READER_ROUTES", "off")
+        .variable("INTERCEPTOR_READER_BUSY_POLL", "50us")
         .variable("INTERCEPTOR_BYPASS_MARK", "0xca6c")
         .variable("INTERCEPTOR_BYPASS_DEVICE", "eth0")
         .variable(
@@ -686,8 +692,10 @@ share = true
 addresses = ["10.9.9.9"]
 
 [reader]
+kind = "af-xdp"
 device = "icept7"
 routes = "off"
+busy_poll = "50us"
 
 [bypass]
 mark = "0xca6c"

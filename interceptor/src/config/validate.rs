@@ -17,7 +17,8 @@ use super::error::{Error, Origin};
 use super::layer::{Key, Layer, Raw, RawRule, RuleTable, Sourced};
 use super::value::{self, Problem};
 use super::{
-    AttachMode, BypassConfig, Config, DEFAULT_SOCKET, LogConfig, LogFormat, ReaderConfig, TcpConfig,
+    AttachMode, BypassConfig, Config, DEFAULT_SOCKET, LogConfig, LogFormat, ReaderConfig,
+    ReaderMode, TcpConfig,
 };
 
 const DEFAULT_ADDRESSES: [IpAddr; 2] = [
@@ -32,6 +33,8 @@ const DEFAULT_UPSTREAMS: [UpstreamUrl; 2] = [
 
 const SHORTEST_WAIT: Duration = Duration::from_millis(10);
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
+const SHORTEST_BUSY_POLL: Duration = Duration::from_micros(1);
+const LONGEST_BUSY_POLL: Duration = Duration::from_millis(10);
 const LONGEST_IDLE: Duration = Duration::from_hours(24);
 const SECOND: Duration = Duration::from_secs(1);
 const LONGEST_MIN_TTL: Duration = Duration::from_hours(1);
@@ -107,8 +110,12 @@ impl Merged<'_> {
             ));
         }
         Ok(ReaderConfig {
+            mode: self.or(Key::ReaderKind, ReaderMode::Auto, value::reader_mode)?,
             device: device.map(|it| it.value),
             routes: self.or(Key::ReaderRoutes, true, value::routes)?,
+            busy_poll: self.or(Key::ReaderBusyPoll, Duration::ZERO, |raw| {
+                value::busy_poll(raw, &(SHORTEST_BUSY_POLL..=LONGEST_BUSY_POLL))
+            })?,
         })
     }
 

@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 use crate::dns::upstream::UpstreamUrl;
 
 use super::layer::Raw;
-use super::{AttachMode, LogFormat};
+use super::{AttachMode, LogFormat, ReaderMode};
 
 /// The words that a log filter can have alone.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -127,6 +127,25 @@ pub(super) fn attach_mode(raw: &Raw) -> Result<AttachMode, Problem> {
             ("clsact", AttachMode::Clsact),
         ],
     )
+}
+
+pub(super) fn reader_mode(raw: &Raw) -> Result<ReaderMode, Problem> {
+    choice(
+        raw,
+        &[
+            ("auto", ReaderMode::Auto),
+            ("tun", ReaderMode::Tun),
+            ("af-xdp", ReaderMode::AfXdp),
+        ],
+    )
+}
+
+/// Zero where it is off.
+pub(super) fn busy_poll(raw: &Raw, range: &RangeInclusive<Duration>) -> Result<Duration, Problem> {
+    match raw {
+        Raw::Text(text) | Raw::Untyped(text) if text == "off" => Ok(Duration::ZERO),
+        _ => duration(raw, range),
+    }
 }
 
 pub(super) fn routes(raw: &Raw) -> Result<bool, Problem> {

@@ -37,7 +37,7 @@ pub struct Status {
 /// How intercepted packets reach the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReaderStatus {
-    /// `tun` or `af_xdp`.
+    /// `tun` or `af-xdp`.
     pub kind: String,
     /// The reader device.
     pub device: String,

@@ -56,8 +56,8 @@ impl Backend for DaemonBackend {
             pid: process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
             reader: ReaderStatus {
-                kind: "tun".to_owned(),
-                device: self.parts.device.clone(),
+                kind: self.parts.device.kind.to_string(),
+                device: self.parts.device.name.clone(),
                 mtu: u32::from(READER_MTU),
                 received: netstack.packets_in,
                 sent: netstack.packets_out,

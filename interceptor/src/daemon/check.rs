@@ -10,7 +10,7 @@ use crate::config::{Config, Finding, Level};
 use crate::control;
 use crate::kernel::Capability;
 use crate::net::{Link, NoSuchInterface, links, routes, wireguard};
-use crate::reader::tun::TunError;
+use crate::reader::{self, NameError};
 use crate::rules::{Destination, Rule};
 
 use super::routing::{self, upstream_warning};
@@ -23,7 +23,7 @@ use super::taps;
 pub async fn check(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(privileges(config));
-    findings.extend(tun());
+    findings.extend(reader(config).await);
     findings.extend(reader_device(config).await);
     findings.extend(control_socket(config).await);
     findings.extend(bpf_object(config));
@@ -92,18 +92,22 @@ fn privileges(config: &Config) -> Option<Finding> {
     )))
 }
 
-/// Opening it makes no device yet.
-fn tun() -> Option<Finding> {
-    let opened = File::options().read(true).write(true).open("/dev/net/tun");
-    let reason = opened.err()?;
-    Some(error(TunError::Open(reason).to_string()))
+/// Whether there would be a reader, and which one where it is not the preferred one.
+async fn reader(config: &Config) -> Option<Finding> {
+    match reader::find(config.reader.mode).await {
+        Ok((_, None)) => None,
+        Ok((kind, Some((preferred, reason)))) => Some(warning(format!(
+            "no {preferred} reader here, {kind} would be taken: {reason:#}"
+        ))),
+        Err(reason) => Some(error(reason.to_string())),
+    }
 }
 
 async fn reader_device(config: &Config) -> Option<Finding> {
     let name = config.reader.device.as_ref()?;
     match links::find(name).await {
         Ok(None) => None,
-        Ok(Some(_)) => Some(error(TunError::Taken(name.clone()).to_string())),
+        Ok(Some(_)) => Some(error(NameError::Taken(name.clone()).to_string())),
         Err(reason) => Some(error(cannot_look(name, &reason))),
     }
 }

@@ -10,14 +10,14 @@ use crate::config::Config;
 use crate::control::{InterfaceState, InterfaceStatus};
 use crate::kernel::{Attached, LinkLayer, ReturnWay};
 use crate::net::{self, Link, LinkEvent, TapLock, links};
+use crate::reader::Device;
 
 /// The configured tunnels and the reader device.
 pub(super) struct Taps {
     kernel: SharedKernel,
     config: Config,
     tunnels: Vec<Tunnel>,
-    /// The reader device's name and index.
-    reader: (String, u32),
+    reader: Device,
     /// Whether virtual addresses are routed to the reader device as well.
     direct: bool,
     /// The way of replies that the kernel was told last.
@@ -47,7 +47,7 @@ enum State {
 
 impl Taps {
     /// The tunnels of `config`, none of them tapped yet.
-    pub(super) fn new(config: &Config, kernel: SharedKernel, device: &str, index: u32) -> Self {
+    pub(super) fn new(config: &Config, kernel: SharedKernel, reader: &Device) -> Self {
         let tunnels = config.interfaces.iter().map(|name| Tunnel {
             name: name.clone(),
             state: State::Absent,
@@ -56,7 +56,7 @@ impl Taps {
             kernel,
             tunnels: tunnels.collect(),
             config: config.clone(),
-            reader: (device.to_owned(), index),
+            reader: reader.clone(),
             direct: false,
             told: None,
         }
@@ -225,7 +225,7 @@ impl Taps {
                 "{name}: packets of this kind of interface cannot be told apart; only IP and Ethernet devices can be tapped"
             );
         };
-        if *index == self.reader.1 {
+        if *index == self.reader.index {
             bail!("{name} is the reader device; it cannot be a tunnel as well");
         }
         let lock = match lock(&link) {
@@ -279,13 +279,13 @@ impl Taps {
         if self.told == Some(way) {
             return Ok(());
         }
-        let (device, index) = &self.reader;
+        let Device { kind, name, index } = &self.reader;
         let told = self.kernel.with(|kernel| {
             // What comes by a route is counted, and told from what tunnels brought, on the reader device itself.
             if matches!(way, ReturnWay::Tunnel(_)) {
                 kernel.untap(*index);
             } else if !kernel.is_tapped(*index) {
-                kernel.tap(device, *index, LinkLayer::Ip, self.config.attach)?;
+                kernel.tap(name, *index, kind.link_layer(), self.config.attach)?;
             }
             kernel.return_by(way)
         });

@@ -6,6 +6,7 @@ mod grace;
 mod hooks;
 mod load_error;
 mod plain;
+mod socket_program;
 mod tables;
 
 use std::borrow::Cow;
@@ -34,6 +35,7 @@ pub(crate) use capabilities::Capability;
 pub(crate) use hooks::{has_tcx, neighbours};
 use load_error::LoadError;
 use plain::Plain;
+pub use socket_program::SocketProgram;
 use tables::Tables;
 
 /// The object that `cargo xtask build-ebpf` makes, without logging.
@@ -99,7 +101,7 @@ pub enum Program {
     /// The classifier.
     Egress(LinkLayer),
     /// The way back of replies.
-    Return,
+    Return(LinkLayer),
     /// Does nothing; what a run costs at least.
     Empty,
 }
@@ -205,18 +207,31 @@ impl Kernel {
         self.taps.contains_key(&index)
     }
 
-    /// Attaches the way back of replies to the reader device.
-    pub fn attach_return(&mut self, name: &str, index: u32, mode: AttachMode) -> Result<()> {
-        let program = classifier(&mut self.ebpf, self.object.as_deref(), Program::Return)?;
+    /// Attaches the way back of replies to the reader device, and sends there what rules take.
+    pub fn attach_return(
+        &mut self,
+        name: &str,
+        index: u32,
+        layer: LinkLayer,
+        mode: AttachMode,
+    ) -> Result<()> {
+        let program = classifier(
+            &mut self.ebpf,
+            self.object.as_deref(),
+            Program::Return(layer),
+        )?;
         let tap = Tap::attach(program, name, index, TcAttachType::Ingress, mode)
             .with_context(|| format!("{name}: cannot attach the way back of replies"))?;
         self.return_tap = Some(tap);
-        self.set_reader(index)
+        self.set_reader(index, layer)
     }
 
     /// Sends what rules take to the interface with that index.
-    pub fn set_reader(&mut self, index: u32) -> Result<()> {
-        self.tables.configure(|control| control.reader = index)
+    pub fn set_reader(&mut self, index: u32, layer: LinkLayer) -> Result<()> {
+        self.tables.configure(|control| {
+            control.reader = index;
+            control.ethernet = u16::from(layer == LinkLayer::Ethernet);
+        })
     }
 
     /// Makes `rules` the ones that count, in one step.
@@ -237,7 +252,7 @@ impl Kernel {
             ReturnWay::Remembered { otherwise } => (true, otherwise),
         };
         self.tables.configure(|control| {
-            control.remember = u32::from(remember);
+            control.remember = u16::from(remember);
             control.path = Path {
                 interface,
                 ..Path::default()
@@ -364,10 +379,11 @@ impl fmt::Display for Attached {
 }
 
 impl Program {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::Egress(LinkLayer::Ip),
         Self::Egress(LinkLayer::Ethernet),
-        Self::Return,
+        Self::Return(LinkLayer::Ip),
+        Self::Return(LinkLayer::Ethernet),
         Self::Empty,
     ];
 
@@ -375,7 +391,8 @@ impl Program {
         match self {
             Self::Egress(LinkLayer::Ip) => "icept_egress_l3",
             Self::Egress(LinkLayer::Ethernet) => "icept_egress_l2",
-            Self::Return => "icept_return",
+            Self::Return(LinkLayer::Ip) => "icept_return_l3",
+            Self::Return(LinkLayer::Ethernet) => "icept_return_l2",
             Self::Empty => "icept_empty",
         }
     }

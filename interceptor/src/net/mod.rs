@@ -5,14 +5,17 @@
 pub mod addresses;
 pub mod links;
 pub mod lock;
+pub mod namespace;
 pub mod routes;
 mod socket;
 #[cfg(test)]
 mod testing;
+pub mod veth;
 pub mod wireguard;
 
 pub use links::{Link, LinkEvent, LinkLayer, LinkWatch, NoSuchInterface};
 pub use lock::{LockError, TapLock};
+pub use namespace::Namespace;
 pub use routes::{RouteError, RouteVia, RouteWatch};
 pub use wireguard::{Implementation, WireGuard, WireGuardError};
 

@@ -1,10 +1,16 @@
 //! Readers: how intercepted packets reach user space, and how answers leave again.
 
+pub mod af_xdp;
+mod device;
+mod open;
+pub mod tun;
+
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-pub mod tun;
+pub use device::NameError;
+pub use open::{Device, Kind, Opened, find, open};
 
 /// A device that intercepted packets are read from, one whole IP packet at a time; owned by the netstack's task.
 pub trait Reader: Send + 'static {
@@ -18,6 +24,20 @@ pub trait Reader: Send + 'static {
 
     /// Where packets leave, for this task and for others.
     fn transmitter(&self) -> Arc<dyn Transmitter>;
+}
+
+impl<R: Reader + ?Sized> Reader for Box<R> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        (**self).poll_ready(cx)
+    }
+
+    fn receive(&mut self, budget: usize, take: &mut dyn FnMut(&[u8])) -> io::Result<usize> {
+        (**self).receive(budget, take)
+    }
+
+    fn transmitter(&self) -> Arc<dyn Transmitter> {
+        (**self).transmitter()
+    }
 }
 
 /// The way out of a reader's device, shared by all tasks that answer. It does not keep the device open: that goes with

@@ -1,15 +1,14 @@
 //! The TUN reader: a device of our own whose far end is a file descriptor.
 
 use std::io;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
-use nix::net::if_::if_nametoindex;
 use thiserror::Error;
 use tun_rs::{AsyncDevice, DeviceBuilder};
 
+use super::device::{NameError, check_name, silence};
 use super::{Reader, Transmitter};
 
 /// The kernel replaces `%d` with the first free number.
@@ -33,14 +32,9 @@ pub struct TunReader {
 /// Why there is no TUN device.
 #[derive(Debug, Error)]
 pub enum TunError {
-    /// An interface of that name exists.
-    #[error("{0}: an interface of that name exists; choose another with --device")]
-    Taken(String),
-    /// The name is not one the kernel accepts.
-    #[error(
-        "`{0}` cannot be an interface name: 1 to 15 bytes, no spaces, `/`, `:` or `%`; choose another with --device"
-    )]
-    Name(String),
+    /// The device cannot have its name.
+    #[error(transparent)]
+    Name(#[from] NameError),
     /// `/dev/net/tun` is not to be had.
     #[error(
         "cannot open /dev/net/tun: {0}; creating a device takes CAP_NET_ADMIN and the kernel's tun module"
@@ -68,6 +62,7 @@ impl TunReader {
     /// Outside a tokio runtime.
     pub fn create(name: Option<&str>, mtu: u16) -> Result<Self, TunError> {
         if let Some(name) = name {
+            // A persistent TUN that nobody holds would be taken over silently.
             check_name(name)?;
         }
         let device = DeviceBuilder::new()
@@ -76,7 +71,9 @@ impl TunReader {
             .enable(false)
             .build_async()
             .map_err(|error| match (name, error.raw_os_error()) {
-                (Some(name), Some(libc::EBUSY | libc::EINVAL)) => TunError::Taken(name.to_owned()),
+                (Some(name), Some(libc::EBUSY | libc::EINVAL)) => {
+                    NameError::Taken(name.to_owned()).into()
+                }
                 _ => TunError::Open(error),
             })?;
         let name = device.name().map_err(TunError::Open)?;
@@ -151,21 +148,6 @@ impl Transmitter for TunTransmitter {
     }
 }
 
-fn check_name(name: &str) -> Result<(), TunError> {
-    let sound = (1..libc::IFNAMSIZ).contains(&name.len())
-        && name != "."
-        && name != ".."
-        && !name.contains(|c: char| c.is_whitespace() || matches!(c, '/' | ':' | '%' | '\0'));
-    if !sound {
-        return Err(TunError::Name(name.to_owned()));
-    }
-    // A persistent TUN that nobody holds would be taken over silently.
-    if if_nametoindex(name).is_ok() {
-        return Err(TunError::Taken(name.to_owned()));
-    }
-    Ok(())
-}
-
 fn configure(device: &AsyncDevice, name: &str, mtu: u16) -> Result<(), TunError> {
     let failed = |what| {
         move |error| TunError::Configure {
@@ -181,22 +163,4 @@ fn configure(device: &AsyncDevice, name: &str, mtu: u16) -> Result<(), TunError>
     silence(name);
     device.enabled(true).map_err(failed("it up"))?;
     Ok(())
-}
-
-/// Keeps the kernel from announcing itself on the device: no link-local address (`addr_gen_mode` 1), hence no duplicate
-/// address detection, router solicitations or multicast reports. A kernel without IPv6 has none of these files.
-fn silence(name: &str) {
-    let settings = [
-        ("addr_gen_mode", "1"),
-        ("accept_ra", "0"),
-        ("autoconf", "0"),
-        ("router_solicitations", "0"),
-        ("accept_dad", "0"),
-    ];
-    let directory = Path::new("/proc/sys/net/ipv6/conf").join(name);
-    for (setting, value) in settings {
-        if let Err(error) = std::fs::write(directory.join(setting), value) {
-            tracing::debug!(device = name, setting, %error, "IPv6 noise could not be switched off");
-        }
-    }
 }

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::lab::{self, Ports};
 use crate::config::TcpConfig;
 use crate::netstack::{Handle, spawn};
+use crate::reader::NameError;
 use crate::reader::tun::{TunError, TunReader};
 use crate::service::{BoxStream, Flow, Responder, Service};
 
@@ -175,7 +176,7 @@ fn devices_are_numbered_and_a_taken_name_is_refused() {
         assert_ne!(first.index(), second.index());
 
         let taken = TunReader::create(Some("icept0"), 1420).err().unwrap();
-        assert!(matches!(taken, TunError::Taken(_)));
+        assert!(matches!(taken, TunError::Name(NameError::Taken(_))));
         assert_eq!(
             taken.to_string(),
             "icept0: an interface of that name exists; choose another with --device"
@@ -183,7 +184,7 @@ fn devices_are_numbered_and_a_taken_name_is_refused() {
         let long = TunReader::create(Some("a-name-of-16-byt"), 1420)
             .err()
             .unwrap();
-        assert!(matches!(long, TunError::Name(_)));
+        assert!(matches!(long, TunError::Name(NameError::Unsound(_))));
     });
 }
 

@@ -1,0 +1,462 @@
+//! The AF_XDP reader: a pair of veth devices, whose far end user space reads and writes through rings of shared memory.
+//!
+//! The far end is in a network namespace that only this process holds open. The kernel takes it down with the process,
+//! however that ends, and the near end with it.
+
+mod offload;
+mod ring;
+mod socket;
+
+use std::io;
+use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use interceptor_ebpf::reader::{FAR_MAC, NEAR_MAC};
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+use thiserror::Error;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+use tokio::task::{self, coop};
+use tokio::time::sleep;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::device::{NameError, check_name, silence};
+use super::{Reader, Transmitter};
+use crate::kernel::SocketProgram;
+use crate::net::veth::{self, VethEnd};
+use crate::net::{Link, LinkLayer, Namespace, links, namespace};
+use socket::{Inbound, LONGEST, Outbound, Socket, SocketError};
+
+/// The far end's name, in a namespace where nobody else has one.
+const FAR_NAME: &str = "far0";
+
+/// Numbers tried for a name that nobody has chosen.
+const NAMES: u32 = 1000;
+
+/// The one queue that a veth has unless told otherwise. Packets of one sending core are taken by one receiving core in
+/// either case, and the netstack that they go to is one task.
+const QUEUE: u32 = 0;
+
+/// How long a device of that name may take to go with the namespace of a daemon that was killed.
+const LEAVING: Duration = Duration::from_secs(2);
+
+/// How long the kernel is given when it takes no more packets just now.
+const RESPITE: Duration = Duration::from_millis(1);
+
+/// How often the kernel is asked again to take packets before others get a turn.
+const KICKS: u32 = 64;
+
+/// A veth device without addresses, and an AF_XDP socket at its far end; both go with the process.
+pub struct AfXdpReader {
+    socket: AsyncFd<Arc<Socket>>,
+    inbound: Inbound,
+    sender: Arc<Sender>,
+    _flusher: AbortOnDropHandle<()>,
+    busy_poll: Duration,
+    /// When packets came last.
+    active: Instant,
+    name: String,
+    index: u32,
+    _program: SocketProgram,
+    _pair: Pair,
+}
+
+/// Why there is no AF_XDP reader.
+#[derive(Debug, Error)]
+pub enum AfXdpError {
+    /// The device cannot have its name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// There is no place for the far end.
+    #[error(
+        "cannot make a network namespace for the far end of the reader device: {0}; that takes CAP_SYS_ADMIN"
+    )]
+    Namespace(#[source] io::Error),
+    /// There are no devices.
+    #[error(
+        "cannot create a pair of veth devices: {0}; that takes CAP_NET_ADMIN and the kernel's veth module"
+    )]
+    Pair(#[source] io::Error),
+    /// The kernel refused a setting of a device.
+    #[error("{name}: cannot set {what}: {error}")]
+    Configure {
+        /// The device.
+        name: String,
+        /// What was being set.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        error: io::Error,
+    },
+    /// The XDP program cannot be loaded or attached.
+    #[error("{0:#}")]
+    Program(anyhow::Error),
+    /// There is no socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The reactor does not take the socket.
+    #[error("cannot wait for an AF_XDP socket: {0}")]
+    Register(#[source] io::Error),
+}
+
+impl AfXdpReader {
+    /// Creates the device `name`, or the first free one of icept0, icept1, …, brings it up with `mtu` bytes, and
+    /// registers the socket at its far end with the tokio runtime that the caller runs on.
+    ///
+    /// While packets come, and for `busy_poll` after the last one, it looks for more without waiting to be told.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub async fn create(
+        name: Option<&str>,
+        mtu: u16,
+        busy_poll: Duration,
+    ) -> Result<Self, AfXdpError> {
+        let namespace = far_namespace()?;
+        let name = create_pair(name, mtu, &namespace).await?;
+        let index =
+            if_nametoindex(name.as_str()).map_err(|error| AfXdpError::Pair(error.into()))?;
+        let pair = Pair { index, namespace };
+        silence(&name);
+        offload::switch_off(&name).map_err(failed(&name, "its offloads"))?;
+        let FarEnd {
+            program,
+            inbound,
+            outbound,
+        } = FarEnd::open(&pair.namespace)?;
+        links::bring_up(index)
+            .await
+            .map_err(failed(&name, "it up"))?;
+        let socket = Arc::clone(inbound.socket());
+        // SAFETY: the socket owns its descriptor until it is dropped, and returns the same one each time.
+        let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }
+            .map_err(|error| AfXdpError::Register(error.into()))?;
+        let sender = Arc::new(Sender::new(outbound));
+        let flusher = flush_on_demand(Arc::downgrade(&sender), Arc::clone(&sender.flusher));
+        Ok(Self {
+            socket,
+            inbound,
+            sender,
+            _flusher: AbortOnDropHandle::new(tokio::spawn(flusher)),
+            busy_poll,
+            active: Instant::now(),
+            name,
+            index,
+            _program: program,
+            _pair: pair,
+        })
+    }
+
+    /// Tries all of it in a namespace of its own, where nobody is concerned.
+    pub fn probe() -> Result<(), AfXdpError> {
+        let namespace = far_namespace()?;
+        let near = VethEnd {
+            name: "near0",
+            mac: NEAR_MAC,
+            mtu: LONGEST,
+        };
+        namespace
+            .enter_async(veth::create(near, FAR_END, &namespace))
+            .map_err(AfXdpError::Pair)?;
+        FarEnd::open(&namespace).map(|_| ())
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The device's interface index.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+}
+
+impl Reader for AfXdpReader {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Whoever always finds packets must still let others have their turn.
+        let turn = ready!(coop::poll_proceed(cx));
+        loop {
+            if !self.inbound.is_empty() {
+                turn.made_progress();
+                return Poll::Ready(Ok(()));
+            }
+            if !self.busy_poll.is_zero() && self.active.elapsed() < self.busy_poll {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let mut readiness = ready!(self.socket.poll_read_ready(cx))?;
+            if self.inbound.is_empty() {
+                readiness.clear_ready();
+            }
+        }
+    }
+
+    fn receive(&mut self, budget: usize, take: &mut dyn FnMut(&[u8])) -> io::Result<usize> {
+        self.sender.collect();
+        let received = self.inbound.receive(budget, take);
+        if received > 0 && !self.busy_poll.is_zero() {
+            self.active = Instant::now();
+        }
+        Ok(received)
+    }
+
+    fn transmitter(&self) -> Arc<dyn Transmitter> {
+        Arc::new(AfXdpTransmitter {
+            sender: Arc::downgrade(&self.sender),
+            dropped: AtomicU64::new(0),
+        })
+    }
+}
+
+struct AfXdpTransmitter {
+    /// The reader's; it closes with the reader, whoever still has something to say.
+    sender: Weak<Sender>,
+    dropped: AtomicU64,
+}
+
+impl Transmitter for AfXdpTransmitter {
+    fn transmit(&self, packet: &[u8]) {
+        let sent = match self.sender.upgrade() {
+            Some(sender) => sender.send(packet),
+            None => false,
+        };
+        if !sent {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            tracing::trace!(
+                length = packet.len(),
+                "the AF_XDP socket did not take a packet"
+            );
+        }
+    }
+
+    fn flush(&self) {
+        if let Some(sender) = self.sender.upgrade() {
+            sender.flush();
+        }
+    }
+
+    fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+/// The sending side, shared by all tasks that answer.
+struct Sender {
+    queue: Mutex<Queue>,
+    socket: Arc<Socket>,
+    /// Calls the task that flushes what nobody else does.
+    flusher: Arc<Notify>,
+}
+
+struct Queue {
+    outbound: Outbound,
+    /// Whether packets are being received, so that a flush follows.
+    collecting: bool,
+}
+
+impl Sender {
+    fn new(outbound: Outbound) -> Self {
+        Self {
+            socket: Arc::clone(outbound.socket()),
+            queue: Mutex::new(Queue {
+                outbound,
+                collecting: false,
+            }),
+            flusher: Arc::default(),
+        }
+    }
+
+    /// Leaves what is sent from here on to the flush that comes.
+    fn collect(&self) {
+        self.with(|queue| queue.collecting = true);
+    }
+
+    /// Puts a packet into the ring and sees to it that it is flushed; false when there was no room.
+    fn send(&self, packet: &[u8]) -> bool {
+        let push = |queue: &mut Queue| (queue.outbound.push(packet), queue.collecting);
+        let (mut pushed, collecting) = self.with(push);
+        if !pushed {
+            self.kick();
+            (pushed, _) = self.with(push);
+        }
+        if pushed && !collecting {
+            self.flusher.notify_one();
+        }
+        pushed
+    }
+
+    fn flush(&self) {
+        self.with(|queue| queue.collecting = false);
+        if !self.kick() {
+            self.flusher.notify_one();
+        }
+    }
+
+    /// Has the kernel send what is in the ring; false when it did not take all of it.
+    fn kick(&self) -> bool {
+        for _ in 0..KICKS {
+            if self.with(|queue| queue.outbound.is_drained()) {
+                return true;
+            }
+            match self.socket.kick() {
+                Ok(()) | Err(Errno::EAGAIN | Errno::EBUSY | Errno::ENOBUFS | Errno::EINTR) => {}
+                Err(error) => {
+                    tracing::trace!(%error, "the AF_XDP socket sends nothing");
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Queue) -> T) -> T {
+        act(&mut self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Flushes what other tasks than the reader's own send, after all that are ready have had their turn: replies that come
+/// together go together.
+async fn flush_on_demand(sender: Weak<Sender>, wanted: Arc<Notify>) {
+    loop {
+        wanted.notified().await;
+        task::yield_now().await;
+        while sender.upgrade().is_some_and(|sender| !sender.kick()) {
+            sleep(RESPITE).await;
+        }
+    }
+}
+
+/// The two devices; deleted when dropped, and by the kernel when the process ends otherwise.
+struct Pair {
+    index: u32,
+    namespace: Namespace,
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        if let Err(error) = namespace::complete(veth::delete(self.index)) {
+            tracing::debug!(%error, "the reader device is left to the kernel to remove");
+        }
+    }
+}
+
+const FAR_END: VethEnd<'_> = VethEnd {
+    name: FAR_NAME,
+    mac: FAR_MAC,
+    mtu: LONGEST,
+};
+
+/// What is at the far end.
+struct FarEnd {
+    program: SocketProgram,
+    inbound: Inbound,
+    outbound: Outbound,
+}
+
+impl FarEnd {
+    /// Brings up the far end of a pair, and reads it.
+    fn open(namespace: &Namespace) -> Result<Self, AfXdpError> {
+        let bring_up = async {
+            let link = links::find(FAR_NAME).await?;
+            let Link { index, .. } = link.ok_or(io::ErrorKind::NotFound)?;
+            links::bring_up(index).await?;
+            Ok(index)
+        };
+        let index = namespace
+            .enter_async(bring_up)
+            .map_err(failed(FAR_NAME, "it up"))?;
+        namespace
+            .enter(|| Self::listen(index))
+            .map_err(AfXdpError::Namespace)?
+    }
+
+    fn listen(index: u32) -> Result<Self, AfXdpError> {
+        let mut program = SocketProgram::load().map_err(AfXdpError::Program)?;
+        program.attach(index).map_err(AfXdpError::Program)?;
+        let (inbound, outbound) = socket::bind(index, QUEUE)?;
+        program
+            .serve(QUEUE, inbound.socket().as_fd())
+            .map_err(AfXdpError::Program)?;
+        Ok(Self {
+            program,
+            inbound,
+            outbound,
+        })
+    }
+}
+
+/// A namespace whose kernel says nothing of its own.
+fn far_namespace() -> Result<Namespace, AfXdpError> {
+    let namespace = Namespace::new().map_err(AfXdpError::Namespace)?;
+    let disabled = namespace
+        .enter(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"))
+        .map_err(AfXdpError::Namespace)?;
+    if let Err(error) = disabled {
+        tracing::debug!(%error, "IPv6 noise could not be switched off at the far end");
+    }
+    Ok(namespace)
+}
+
+/// Creates the pair and gives the name of its near end.
+async fn create_pair(
+    name: Option<&str>,
+    mtu: u16,
+    namespace: &Namespace,
+) -> Result<String, AfXdpError> {
+    let create = async |name: &str| {
+        let near = VethEnd {
+            name,
+            mac: NEAR_MAC,
+            mtu,
+        };
+        veth::create(near, FAR_END, namespace).await
+    };
+    let Some(name) = name else {
+        for number in 0..NAMES {
+            let name = format!("icept{number}");
+            match create(&name).await {
+                Ok(()) => return Ok(name),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(AfXdpError::Pair(error)),
+            }
+        }
+        return Err(AfXdpError::Pair(io::ErrorKind::AlreadyExists.into()));
+    };
+    wait_until_free(name).await?;
+    create(name).await.map_err(AfXdpError::Pair)?;
+    Ok(name.to_owned())
+}
+
+/// Waits for a device of ours whose daemon was killed: the kernel removes it soon, though not at once.
+async fn wait_until_free(name: &str) -> Result<(), NameError> {
+    let since = Instant::now();
+    loop {
+        let taken = match check_name(name) {
+            Err(NameError::Taken(name)) if since.elapsed() < LEAVING => NameError::Taken(name),
+            other => return other,
+        };
+        let is_ours = matches!(
+            links::find(name).await,
+            Ok(Some(Link {
+                link_layer: LinkLayer::Ethernet { mac: NEAR_MAC },
+                ..
+            }))
+        );
+        if !is_ours {
+            return Err(taken);
+        }
+        sleep(RESPITE).await;
+    }
+}
+
+fn failed(name: &str, what: &'static str) -> impl FnOnce(io::Error) -> AfXdpError {
+    let name = name.to_owned();
+    move |error| AfXdpError::Configure { name, what, error }
+}

@@ -1,0 +1,365 @@
+//! An AF_XDP socket: frames of memory that go to the kernel and come back by four rings (Linux,
+//! Documentation/networking/af_xdp.rst).
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::ptr;
+use std::sync::Arc;
+
+use interceptor_ebpf::{ETHERNET_HEADER, protocol, reader};
+use libc::{c_int, xdp_desc, xdp_mmap_offsets, xdp_ring_offset};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, send};
+use thiserror::Error;
+
+use super::ring::{Consumer, Layout, Mapping, Producer};
+
+/// Octets of a frame. The kernel keeps 256 of those it receives into for itself (`XDP_PACKET_HEADROOM`).
+pub(super) const FRAME: u32 = 2048;
+
+/// The longest packet that is received, in octets from the IP header on.
+pub(super) const LONGEST: u16 = FRAME as u16 - 256 - ETHERNET_HEADER as u16;
+
+/// Frames to receive into: as many packets can wait for us.
+const INBOUND: u32 = 2048;
+
+/// Frames to send from.
+const OUTBOUND: u32 = 1024;
+
+/// A socket that is bound to a queue, with the memory that its frames are in.
+#[derive(Debug)]
+pub(super) struct Socket {
+    fd: OwnedFd,
+    frames: Mapping,
+}
+
+/// The receiving side.
+#[derive(Debug)]
+pub(super) struct Inbound {
+    socket: Arc<Socket>,
+    received: Consumer<xdp_desc>,
+    fill: Producer<u64>,
+}
+
+/// The sending side.
+#[derive(Debug)]
+pub(super) struct Outbound {
+    socket: Arc<Socket>,
+    send: Producer<xdp_desc>,
+    completed: Consumer<u64>,
+    /// Frames that are ours to write to, by their address.
+    free: Vec<u64>,
+}
+
+/// Why there is no socket.
+#[derive(Debug, Error)]
+pub enum SocketError {
+    /// The kernel has no such sockets, or not for us.
+    #[error(
+        "cannot open an AF_XDP socket: {0}; that takes CAP_NET_RAW and a kernel with AF_XDP (CONFIG_XDP_SOCKETS)"
+    )]
+    Open(#[source] io::Error),
+    /// The kernel refused a step of its setting up.
+    #[error("cannot set up an AF_XDP socket: {what}: {error}")]
+    SetUp {
+        /// The step.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        error: io::Error,
+    },
+}
+
+/// Opens a socket in the calling thread's network namespace, without memory or device yet.
+pub(super) fn open() -> Result<OwnedFd, SocketError> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: a system call that takes numbers.
+    let fd = unsafe { libc::socket(libc::AF_XDP, kind, 0) };
+    if fd < 0 {
+        return Err(SocketError::Open(io::Error::last_os_error()));
+    }
+    // SAFETY: just opened, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Opens a socket that is bound to a queue of an interface in the calling thread's network namespace.
+pub(super) fn bind(interface: u32, queue: u32) -> Result<(Inbound, Outbound), SocketError> {
+    let fd = open()?;
+    let frames = Mapping::anonymous(((INBOUND + OUTBOUND) * FRAME) as usize)
+        .map_err(set_up("its memory"))?;
+    register(&fd, &frames).map_err(set_up("its memory; is RLIMIT_MEMLOCK too low?"))?;
+    for (ring, size) in [
+        (libc::XDP_UMEM_FILL_RING, INBOUND),
+        (libc::XDP_RX_RING, INBOUND),
+        (libc::XDP_UMEM_COMPLETION_RING, OUTBOUND),
+        (libc::XDP_TX_RING, OUTBOUND),
+    ] {
+        set_option(&fd, ring, &size).map_err(set_up("its rings"))?;
+    }
+    let Layouts {
+        received,
+        send,
+        fill,
+        completed,
+    } = layouts(&fd).map_err(set_up("its rings"))?;
+    let map = |at: u64, layout: &Layout, entry: usize| {
+        Mapping::shared(
+            fd.as_fd(),
+            at,
+            layout.entries + layout.size as usize * entry,
+        )
+    };
+    let rings = || -> io::Result<_> {
+        let descriptor = size_of::<xdp_desc>();
+        Ok((
+            Consumer::new(map(RECEIVED_AT, &received, descriptor)?, received)?,
+            Producer::new(map(FILL_AT, &fill, 8)?, fill)?,
+            Producer::new(map(SEND_AT, &send, descriptor)?, send)?,
+            Consumer::new(map(COMPLETED_AT, &completed, 8)?, completed)?,
+        ))
+    };
+    let (received, mut fill, send, completed) = rings().map_err(set_up("its rings"))?;
+    for frame in 0..INBOUND {
+        fill.push(u64::from(frame * FRAME));
+    }
+    fill.publish();
+    bind_to(&fd, interface, queue).map_err(set_up("its queue"))?;
+    let socket = Arc::new(Socket { fd, frames });
+    let inbound = Inbound {
+        socket: Arc::clone(&socket),
+        received,
+        fill,
+    };
+    let outbound = Outbound {
+        socket,
+        send,
+        completed,
+        free: (INBOUND..INBOUND + OUTBOUND)
+            .map(|frame| u64::from(frame * FRAME))
+            .collect(),
+    };
+    Ok((inbound, outbound))
+}
+
+impl Socket {
+    /// Has the kernel send what is in the ring: 32 packets a call (Linux 6.18, `TX_BATCH_SIZE`), then EAGAIN.
+    pub(super) fn kick(&self) -> Result<(), Errno> {
+        send(self.fd.as_raw_fd(), &[], MsgFlags::MSG_DONTWAIT).map(|_| ())
+    }
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Inbound {
+    pub(super) fn socket(&self) -> &Arc<Socket> {
+        &self.socket
+    }
+
+    /// Whether nothing waits to be received.
+    pub(super) fn is_empty(&mut self) -> bool {
+        self.received.is_empty()
+    }
+
+    /// Hands at most `budget` packets to `take`, each from its IP header on, and says how many there were.
+    pub(super) fn receive(&mut self, budget: usize, take: &mut dyn FnMut(&[u8])) -> usize {
+        let mut count = 0;
+        while count < budget {
+            let Some(frame) = self.received.pop() else {
+                break;
+            };
+            count += 1;
+            let part = self
+                .socket
+                .frames
+                .part(frame.addr as usize, frame.len as usize);
+            if let Some(part) = part {
+                // SAFETY: the kernel has filled these octets and leaves the frame alone until it is given back below.
+                let octets =
+                    unsafe { std::slice::from_raw_parts(part.as_ptr(), frame.len as usize) };
+                if let Some(packet) = octets.get(ETHERNET_HEADER..) {
+                    take(packet);
+                }
+            }
+            // There is room for as many frames as there are.
+            self.fill.push(frame.addr & !u64::from(FRAME - 1));
+        }
+        if count > 0 {
+            self.fill.publish();
+            self.received.release();
+        }
+        count
+    }
+}
+
+impl Outbound {
+    pub(super) fn socket(&self) -> &Arc<Socket> {
+        &self.socket
+    }
+
+    /// Puts a packet into the ring, addressed to the near end; false when there is no room for it.
+    pub(super) fn push(&mut self, packet: &[u8]) -> bool {
+        let ethertype = match packet.first().map(|first| first >> 4) {
+            Some(4) => protocol::ETHERTYPE_IPV4,
+            Some(6) => protocol::ETHERTYPE_IPV6,
+            _ => return false,
+        };
+        let length = ETHERNET_HEADER + packet.len();
+        if length > FRAME as usize {
+            return false;
+        }
+        let Some(addr) = self.frame() else {
+            return false;
+        };
+        let Some(part) = self.socket.frames.part(addr as usize, length) else {
+            return false;
+        };
+        let header = reader::header(reader::NEAR_MAC, reader::FAR_MAC, ethertype);
+        // SAFETY: the frame is ours until it is in the ring, and as long as needed.
+        let octets = unsafe { std::slice::from_raw_parts_mut(part.as_ptr(), length) };
+        octets[..ETHERNET_HEADER].copy_from_slice(&header);
+        octets[ETHERNET_HEADER..].copy_from_slice(packet);
+        let pushed = self.send.push(xdp_desc {
+            addr,
+            len: length as u32,
+            options: 0,
+        });
+        if !pushed {
+            self.free.push(addr);
+            return false;
+        }
+        self.send.publish();
+        true
+    }
+
+    /// Whether the kernel has taken all that was put into the ring.
+    pub(super) fn is_drained(&self) -> bool {
+        self.send.is_drained()
+    }
+
+    /// A frame to write to; when there is none, those come back that were sent.
+    fn frame(&mut self) -> Option<u64> {
+        if let Some(frame) = self.free.pop() {
+            return Some(frame);
+        }
+        while let Some(frame) = self.completed.pop() {
+            self.free.push(frame);
+        }
+        self.completed.release();
+        self.free.pop()
+    }
+}
+
+const RECEIVED_AT: u64 = libc::XDP_PGOFF_RX_RING as u64;
+const SEND_AT: u64 = libc::XDP_PGOFF_TX_RING as u64;
+const FILL_AT: u64 = libc::XDP_UMEM_PGOFF_FILL_RING;
+const COMPLETED_AT: u64 = libc::XDP_UMEM_PGOFF_COMPLETION_RING;
+
+struct Layouts {
+    received: Layout,
+    send: Layout,
+    fill: Layout,
+    completed: Layout,
+}
+
+fn set_up(what: &'static str) -> impl Fn(io::Error) -> SocketError {
+    move |error| SocketError::SetUp { what, error }
+}
+
+fn register(fd: &OwnedFd, frames: &Mapping) -> io::Result<()> {
+    let Some(start) = frames.part(0, 0) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let registration = libc::xdp_umem_reg {
+        addr: start.as_ptr() as u64,
+        len: frames.length() as u64,
+        chunk_size: FRAME,
+        headroom: 0,
+        flags: 0,
+        tx_metadata_len: 0,
+    };
+    set_option(fd, libc::XDP_UMEM_REG, &registration)
+}
+
+fn set_option<T>(fd: &OwnedFd, option: c_int, value: &T) -> io::Result<()> {
+    let length = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the kernel reads as many octets of the value as it has.
+    let status = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_XDP,
+            option,
+            ptr::from_ref(value).cast(),
+            length,
+        )
+    };
+    done(status)
+}
+
+fn layouts(fd: &OwnedFd) -> io::Result<Layouts> {
+    const NONE: xdp_ring_offset = xdp_ring_offset {
+        producer: 0,
+        consumer: 0,
+        desc: 0,
+        flags: 0,
+    };
+    let mut offsets = xdp_mmap_offsets {
+        rx: NONE,
+        tx: NONE,
+        fr: NONE,
+        cr: NONE,
+    };
+    let mut length = size_of::<xdp_mmap_offsets>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most as many octets as the value has.
+    let status = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_XDP,
+            libc::XDP_MMAP_OFFSETS,
+            (&raw mut offsets).cast(),
+            &raw mut length,
+        )
+    };
+    done(status)?;
+    let layout = |offset: &xdp_ring_offset, size| Layout {
+        producer: offset.producer as usize,
+        consumer: offset.consumer as usize,
+        entries: offset.desc as usize,
+        size,
+    };
+    Ok(Layouts {
+        received: layout(&offsets.rx, INBOUND),
+        send: layout(&offsets.tx, OUTBOUND),
+        fill: layout(&offsets.fr, INBOUND),
+        completed: layout(&offsets.cr, OUTBOUND),
+    })
+}
+
+fn bind_to(fd: &OwnedFd, interface: u32, queue: u32) -> io::Result<()> {
+    let address = libc::sockaddr_xdp {
+        sxdp_family: libc::AF_XDP as u16,
+        sxdp_flags: libc::XDP_COPY | libc::XDP_USE_NEED_WAKEUP,
+        sxdp_ifindex: interface,
+        sxdp_queue_id: queue,
+        sxdp_shared_umem_fd: 0,
+    };
+    let length = size_of::<libc::sockaddr_xdp>() as libc::socklen_t;
+    // SAFETY: the kernel reads the address, which is as long as said.
+    done(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) })
+}
+
+fn done(status: c_int) -> io::Result<()> {
+    match status {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

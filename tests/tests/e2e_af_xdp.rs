@@ -1,0 +1,24 @@
+//! End to end once more, with the AF_XDP reader: `lab::reader()` goes by this binary's name.
+
+#[path = "e2e/answers.rs"]
+mod answers;
+#[path = "e2e/attaching.rs"]
+mod attaching;
+#[path = "e2e/bad_input.rs"]
+mod bad_input;
+#[path = "e2e/bypass.rs"]
+mod bypass;
+#[path = "e2e/icmp.rs"]
+mod icmp;
+#[path = "e2e/lifecycle.rs"]
+mod lifecycle;
+#[path = "e2e/routing.rs"]
+mod routing;
+#[path = "e2e/rules.rs"]
+mod rules;
+#[path = "e2e/tcp.rs"]
+mod tcp;
+#[path = "e2e/tunnel.rs"]
+mod tunnel;
+#[path = "e2e/upstreams.rs"]
+mod upstreams;
