@@ -26,7 +26,7 @@ pub use load::{Load, Report};
 pub use namespace::{Namespace, remove_all, require_root};
 pub use process::{Exit, Process, finish};
 pub use responder::Responder;
-pub use restrict::{unprivileged, without_bpf};
+pub use restrict::{unprivileged, without_af_xdp, without_bpf, without_namespaces, without_tun};
 pub use scratch::Scratch;
 pub use snapshot::Snapshot;
 pub use topology::{

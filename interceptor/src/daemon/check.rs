@@ -97,7 +97,7 @@ async fn reader(config: &Config) -> Option<Finding> {
     match reader::find(config.reader.mode).await {
         Ok((_, None)) => None,
         Ok((kind, Some((preferred, reason)))) => Some(warning(format!(
-            "no {preferred} reader here, {kind} would be taken: {reason:#}"
+            "no {preferred} reader here, {kind} would be taken: {reason}"
         ))),
         Err(reason) => Some(error(reason.to_string())),
     }

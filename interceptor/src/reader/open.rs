@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::File;
 
-use anyhow::{Context as _, Error, Result, bail};
+use anyhow::{Error, Result, bail};
 use tracing::warn;
 
 use super::Reader;
@@ -54,7 +54,7 @@ pub async fn open(config: &ReaderConfig, mtu: u16) -> Result<Opened> {
         .map_err(|error| hinted(error, candidates))?;
     if let Some((kind, reason)) = passed_over {
         let taken = opened.device.kind;
-        warn!("no {kind} reader here, taking {taken}: {reason:#}");
+        warn!("no {kind} reader here, taking {taken}: {reason}");
     }
     Ok(opened)
 }
@@ -116,7 +116,7 @@ async fn first<T>(
 /// Somebody who has asked for AF_XDP is told what does without.
 fn hinted(error: Error, candidates: &[Kind]) -> Error {
     if candidates == [Kind::AfXdp] {
-        let reason = format!("no af-xdp reader here (`--reader auto` takes another): {error:#}");
+        let reason = format!("no af-xdp reader here (`--reader auto` takes another): {error}");
         return error.context(reason);
     }
     error
@@ -150,7 +150,7 @@ fn probe(kind: Kind) -> Result<()> {
             opened.map_err(TunError::Open)?;
             Ok(())
         }
-        Kind::AfXdp => AfXdpReader::probe().context("AF_XDP"),
+        Kind::AfXdp => Ok(AfXdpReader::probe()?),
     }
 }
 

@@ -232,7 +232,10 @@ fn without_a_tunnel_a_kernel_without_bpf_does() -> Result<()> {
         lab.client.run(&format!("ip route del {route}"))?;
     }
     let daemon = lab::without_bpf(libc::ENOSYS, || {
-        lab::Daemon::start(&lab.client, &["--upstream", "udp://192.0.2.53"])
+        lab::Daemon::start(
+            &lab.client,
+            &["--reader", "auto", "--upstream", "udp://192.0.2.53"],
+        )
     })?;
 
     let answer = lab.dig("+short @10.30.30.30 www.example.test")?;

@@ -1,14 +1,17 @@
 //! End to end: the daemon between real clients, a real WireGuard tunnel and a real resolver.
 //!
-//! Every test has namespaces of its own. They need root, and a daemon built before (`cargo build -p interceptor`).
+//! With the TUN reader here, and with AF_XDP once more in `e2e_af_xdp`. Every test has namespaces of its own. They need
+//! root, and a daemon built before (`cargo build -p interceptor`).
 
 mod answers;
 mod attaching;
 mod bad_input;
 mod bypass;
+mod device;
 mod doctor;
 mod icmp;
 mod lifecycle;
+mod readers;
 mod routing;
 mod rules;
 mod tcp;
