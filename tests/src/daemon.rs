@@ -268,12 +268,16 @@ pub fn reader() -> &'static str {
     *READER
 }
 
-/// The daemon's binary: `INTERCEPTOR_BIN`, or what `cargo build` made of this checkout.
+/// The daemon's binary: `INTERCEPTOR_BIN`, or what cargo built with the same profile as the running program.
 pub fn binary() -> Result<PathBuf> {
-    let path = env::var_os("INTERCEPTOR_BIN").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug/interceptor"),
-        PathBuf::from,
-    );
+    let built = || {
+        let program = env::current_exe().unwrap_or_default();
+        let folder = program.ancestors().skip(1);
+        // Cargo puts tests one folder below the programs.
+        let folder = folder.into_iter().find(|folder| !folder.ends_with("deps"));
+        folder.unwrap_or(Path::new("")).join("interceptor")
+    };
+    let path = env::var_os("INTERCEPTOR_BIN").map_or_else(built, PathBuf::from);
     path.canonicalize().with_context(|| {
         format!(
             "no daemon at {}: run `cargo build -p interceptor`, or name one in INTERCEPTOR_BIN",
@@ -307,10 +311,12 @@ fn spawn(namespace: &Namespace, scratch: &Scratch, arguments: &[String]) -> Resu
     command
         .args(["run", "--control"])
         .arg(scratch.path(CONTROL))
-        .args(["--log", "debug"])
         .args(arguments)
         .env(READER_VARIABLE, reader())
         .env("NOTIFY_SOCKET", scratch.path(NOTIFY));
+    if !arguments.iter().any(|argument| argument == "--log") {
+        command.args(["--log", "debug"]);
+    }
     Process::spawn("interceptor", command)
 }
 

@@ -6,6 +6,8 @@
 mod capture;
 mod daemon;
 pub mod dns;
+mod forwarder;
+mod knot;
 mod link;
 mod load;
 mod namespace;
@@ -14,6 +16,7 @@ mod responder;
 mod restrict;
 mod scratch;
 mod snapshot;
+mod sole_tun;
 mod topology;
 mod unbound;
 mod wait;
@@ -21,6 +24,8 @@ mod wireguard;
 
 pub use capture::{Capture, Packet};
 pub use daemon::{Daemon, RuleState, binary, interceptor, reader, rule_list};
+pub use forwarder::{Forwarder, Software};
+pub use knot::Knot;
 pub use link::{VethEnd, veth};
 pub use load::{Load, Report};
 pub use namespace::{Namespace, remove_all, require_root};
@@ -29,6 +34,7 @@ pub use responder::Responder;
 pub use restrict::{unprivileged, without_af_xdp, without_bpf, without_namespaces, without_tun};
 pub use scratch::Scratch;
 pub use snapshot::Snapshot;
+pub use sole_tun::SoleTun;
 pub use topology::{
     CLIENT_V4, FAR_V4, Lab, PEER_V4, PEER_V6, RESOLVER_V4, RESOLVER_V6, Routing, VIRTUAL_V4,
     VIRTUAL_V6, ZONE,
