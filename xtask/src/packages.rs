@@ -86,8 +86,18 @@ fn apt_get(action: &str) -> Command {
 
 /// Packages that start a service when they are installed, with its units. The tests run the programs themselves; a
 /// resolver that answers on this machine would be a surprise.
-const SERVICES: [(&str, [&str; 2]); 1] =
-    [("unbound", ["unbound.service", "unbound-resolvconf.service"])];
+const SERVICES: [(&str, &[&str]); 4] = [
+    ("dnsdist", &["dnsdist.service"]),
+    ("knot", &["knot.service"]),
+    (
+        "knot-resolver",
+        &["kresd@1.service", "kres-cache-gc.service"],
+    ),
+    (
+        "unbound",
+        &["unbound.service", "unbound-resolvconf.service"],
+    ),
+];
 
 fn masked_services(installing: &[&str]) -> anyhow::Result<Vec<&'static str>> {
     if !Path::new("/run/systemd/system").exists() {
@@ -96,7 +106,7 @@ fn masked_services(installing: &[&str]) -> anyhow::Result<Vec<&'static str>> {
     let units = SERVICES
         .iter()
         .filter(|(package, _)| installing.contains(package))
-        .flat_map(|(_, units)| *units)
+        .flat_map(|(_, units)| units.iter().copied())
         .collect::<Vec<_>>();
     if !units.is_empty() {
         command::run(command::as_root("systemctl").arg("mask").args(&units))?;

@@ -2,7 +2,6 @@
 
 mod packets;
 mod parser;
-mod pin;
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -16,11 +15,11 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::bench::{Bench, Effort};
+use crate::pin::{Pinned, Side};
 use crate::progress::Progress;
 use crate::report::{Better, Label, Results, Series};
 use packets::{Family, frame, query, segment};
 use parser::Work;
-use pin::Pinned;
 
 pub(crate) const NAME: &str = "classify";
 
@@ -60,7 +59,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
         Effort::Quick => 5,
         Effort::Full => 30,
     };
-    let _pinned = Pinned::here()?;
+    let _pinned = Pinned::to(Side::Load)?;
     let mut random = Xoshiro256PlusPlus::seed_from_u64(SEED);
     let mut tables = tables(&mut random)?;
     let empty = bench.results.series(label(

@@ -1,11 +1,17 @@
 //! The benchmark: suites of measurements, and a report of what they gave.
 
+mod answer;
 mod bench;
 mod classify;
+mod forward;
 mod interrupt;
+mod load;
 mod machine;
+mod peers;
+mod pin;
 mod progress;
 mod report;
+mod serving;
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -22,11 +28,23 @@ use crate::machine::Machine;
 use crate::report::Report;
 
 /// Every suite, in the order in which they run.
-const SUITES: [Suite; 1] = [Suite {
-    name: classify::NAME,
-    method: classify::METHOD,
-    run: classify::run,
-}];
+const SUITES: [Suite; 3] = [
+    Suite {
+        name: classify::NAME,
+        method: classify::METHOD,
+        run: classify::run,
+    },
+    Suite {
+        name: answer::NAME,
+        method: answer::METHOD,
+        run: answer::run,
+    },
+    Suite {
+        name: forward::NAME,
+        method: forward::METHOD,
+        run: forward::run,
+    },
+];
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -166,6 +184,9 @@ mod tests {
             panic!("there is no such suite");
         };
 
-        assert_eq!(message, "no suite `clasify`; there is classify");
+        assert_eq!(
+            message,
+            "no suite `clasify`; there is classify answer forward"
+        );
     }
 }

@@ -12,7 +12,26 @@ use crate::machine::Machine;
 
 /// What was measured so far.
 #[derive(Debug, Default)]
-pub(crate) struct Results(Vec<(Label, Vec<f64>)>);
+pub(crate) struct Results {
+    series: Vec<(Label, Vec<f64>)>,
+    remarks: Vec<Remark>,
+    configurations: Vec<Configuration>,
+}
+
+/// Something that went wrong with a subject, or was not to be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Remark {
+    suite: &'static str,
+    subject: &'static str,
+    text: String,
+}
+
+/// What a subject was told, whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Configuration {
+    subject: &'static str,
+    text: String,
+}
 
 /// One line of [`Results`].
 #[derive(Clone, Copy, Debug)]
@@ -33,25 +52,45 @@ pub(crate) struct Label {
 }
 
 /// Which of two figures is the better one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Better {
     Lower,
+    Higher,
 }
 
 impl Results {
     /// Begins a series; without runs it does not get into the report.
     pub(crate) fn series(&mut self, label: Label) -> Series {
-        let Self(all) = self;
-        all.push((label, Vec::new()));
-        Series(all.len() - 1)
+        self.series.push((label, Vec::new()));
+        Series(self.series.len() - 1)
     }
 
     /// Adds what one run gave.
     pub(crate) fn add(&mut self, Series(index): Series, value: f64) {
-        if let Some((_, runs)) = self.0.get_mut(index) {
+        if let Some((_, runs)) = self.series.get_mut(index) {
             runs.push(value);
         }
+    }
+
+    /// Notes what went wrong with a subject; once, however often.
+    pub(crate) fn remark(&mut self, suite: &'static str, subject: &'static str, text: &str) {
+        let text = text.to_owned();
+        let remark = Remark {
+            suite,
+            subject,
+            text,
+        };
+        if !self.remarks.contains(&remark) {
+            self.remarks.push(remark);
+        }
+    }
+
+    /// Notes what a subject was told; the last counts.
+    pub(crate) fn configuration(&mut self, subject: &'static str, text: &str) {
+        let text = text.to_owned();
+        self.configurations.retain(|known| known.subject != subject);
+        self.configurations.push(Configuration { subject, text });
     }
 }
 
@@ -63,6 +102,10 @@ pub(crate) struct Report {
     incomplete: Option<String>,
     machine: Machine,
     rows: Vec<Row>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    remarks: Vec<Remark>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    configurations: Vec<Configuration>,
 }
 
 #[derive(Debug, Serialize)]
@@ -78,7 +121,12 @@ struct Row {
 
 impl Report {
     pub(crate) fn new(machine: Machine, results: Results, incomplete: Option<String>) -> Self {
-        let Results(series) = results;
+        let Results {
+            series,
+            remarks,
+            mut configurations,
+        } = results;
+        configurations.sort_by_key(|configuration| configuration.subject);
         Self {
             incomplete,
             machine,
@@ -86,6 +134,8 @@ impl Report {
                 .into_iter()
                 .filter_map(|(label, runs)| Row::new(label, &runs))
                 .collect(),
+            remarks,
+            configurations,
         }
     }
 
@@ -121,6 +171,34 @@ impl Report {
         for (suite, method) in methods {
             let table = self.table(suite);
             let _ = write!(text, "\n## {suite}\n\n{method}\n\n{table}");
+            let remarks = self.remarks.iter().filter(|remark| remark.suite == *suite);
+            for (
+                index,
+                Remark {
+                    subject,
+                    text: what,
+                    ..
+                },
+            ) in remarks.enumerate()
+            {
+                let gap = if index == 0 { "\n" } else { "" };
+                let _ = writeln!(text, "{gap}- **{subject}**: {what}");
+            }
+        }
+        for (
+            index,
+            Configuration {
+                subject,
+                text: told,
+            },
+        ) in self.configurations.iter().enumerate()
+        {
+            let heading = if index == 0 {
+                "\n## Configurations\n"
+            } else {
+                ""
+            };
+            let _ = write!(text, "{heading}\n### {subject}\n\n```\n{told}```\n");
         }
         text
     }

@@ -1,0 +1,44 @@
+//! `answer`: names that everybody has in cache.
+
+use anyhow::Result;
+
+use crate::bench::{Bench, Effort};
+use crate::load::names;
+use crate::peers::{Subject, VARIANTS};
+use crate::serving::{Suite, measure, peers};
+
+pub(crate) const NAME: &str = "answer";
+
+pub(crate) const METHOD: &str = "\
+1,000 names (type A, no OPT record), which every subject has been asked for twice before. Each subject is a caching \
+forwarder to the same authority (knotd, one worker, behind a veth), logs nothing and has one thread to answer with; the \
+configurations are below. Subjects are started, measured in every case, and stopped, one after the other, in a \
+different order every round. The first processor belongs to the subject, the last one to the load generator and the \
+authority. `null` is a responder of a few system calls: its figures are those of the generator and the kernel.
+
+Every answer is checked: id, question, response code, and the address. Without answer within a second a query is lost. \
+`latency` is closed loop with one query in flight: the next one is sent when one is answered. `latency at 2,000/s` \
+sends at fixed times and counts from the time at which the query was due, so that a stall is paid by every query that \
+it delays; the generator's own delay in waking up is part of it. `throughput` is the best of closed loops over \
+several sockets with 16, 64 and 256 queries in flight (TCP: 16 connections with one and four; 4 and 16 clients) in which \
+nothing was lost; `throughput by dnsperf` is what dnsperf makes of it, with one thread and 100 queries in flight. `CPU` \
+is the processor time per answer of all threads and children of the subject, and of its BPF programs wherever they run \
+(BPF statistics are on for this figure only), in a closed loop with 32 queries in flight. The kernel's work is charged \
+to whoever makes it: a subject pays for sending its replies up to the client's socket, not for the queries' way to its \
+own; time in interrupts that disturb it is charged too. The client's processor time is not counted.";
+
+pub(crate) fn run(bench: &mut Bench) -> Result<()> {
+    let mut subjects = vec![Subject::Null];
+    let variants = match bench.effort() {
+        Effort::Quick => &VARIANTS[..1],
+        Effort::Full => &VARIANTS[..],
+    };
+    subjects.extend(variants.iter().copied().map(Subject::Interceptor));
+    subjects.extend(peers());
+    let suite = Suite {
+        name: NAME,
+        names: names::Kind::Known,
+        subjects,
+    };
+    measure(&suite, bench)
+}

@@ -1,0 +1,146 @@
+//! The load generator: one thread that asks, checks every answer, and keeps the time.
+//!
+//! It runs on a processor of its own in the namespace that it is given. What a server does with more than one client
+//! at a time is asked by several sockets or connections; what a queue does to it, by several queries in flight.
+
+mod flight;
+pub(crate) mod names;
+mod tcp;
+mod udp;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use hdrhistogram::Histogram;
+use lab::Namespace;
+
+use crate::pin::{Pinned, Side};
+use names::Names;
+
+/// How queries travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Udp,
+    /// Connections that are kept.
+    Tcp,
+    /// A connection for each query; latency includes making it.
+    TcpEach,
+}
+
+/// When the next query is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// As soon as one is answered or given up. A server that stalls is asked less while it does, so this finds what it
+    /// can do; with one client and one query in flight it gives the latency of an idle server.
+    Closed {
+        /// Sockets or connections.
+        clients: u16,
+        /// Queries in flight on each of them, 1 to 2,048; with [`Transport::TcpEach`] always one.
+        window: u16,
+    },
+    /// At fixed times, so many a second, over one UDP socket. Latency counts from the time at which a query was to be
+    /// sent, whether it was late or not: a stall is paid by every query that it delays (no coordinated omission).
+    Rate(u32),
+}
+
+/// Some load on one server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) server: SocketAddr,
+    pub(crate) transport: Transport,
+    pub(crate) pace: Pace,
+    /// For so long queries are sent; those in flight at the end are waited for.
+    pub(crate) time: Duration,
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Outcome {
+    /// Right answers.
+    pub(crate) answered: u64,
+    /// Queries without answer within a second, or whose connection broke.
+    pub(crate) lost: u64,
+    /// Answers that are not what was asked for.
+    pub(crate) wrong: u64,
+    /// Replies that nobody waited for any more.
+    pub(crate) stray: u64,
+    /// What was wrong first.
+    pub(crate) example: Option<String>,
+    /// Of right answers, in nanoseconds.
+    pub(crate) latencies: Histogram<u64>,
+    in_time: u64,
+    begin: Instant,
+    end: Instant,
+}
+
+impl Plan {
+    /// Carries it out in `namespace`.
+    pub(crate) fn run(&self, namespace: &Namespace, names: &mut Names) -> Result<Outcome> {
+        namespace
+            .enter(|| {
+                let _pinned = Pinned::to(Side::Load)?;
+                match (self.transport, self.pace) {
+                    (Transport::Udp, Pace::Closed { clients, window }) => {
+                        udp::closed(self, clients, window, names)
+                    }
+                    (Transport::Udp, Pace::Rate(rate)) => udp::paced(self, rate, names),
+                    (Transport::Tcp, Pace::Closed { clients, window }) => {
+                        tcp::kept(self, clients, window, names)
+                    }
+                    (Transport::TcpEach, Pace::Closed { clients, .. }) => {
+                        tcp::each(self, clients, names)
+                    }
+                    (Transport::Tcp | Transport::TcpEach, Pace::Rate(_)) => {
+                        anyhow::bail!("TCP at a fixed rate is not to be had")
+                    }
+                }
+            })?
+            .with_context(|| format!("load on {}", self.server))
+    }
+}
+
+impl Outcome {
+    fn until(end: Instant) -> Self {
+        let mut latencies = Histogram::new_with_bounds(100, 10_000_000_000, 3)
+            .unwrap_or_else(|_| unreachable!("the bounds are constant"));
+        latencies.auto(true);
+        Self {
+            answered: 0,
+            lost: 0,
+            wrong: 0,
+            stray: 0,
+            example: None,
+            latencies,
+            in_time: 0,
+            begin: Instant::now(),
+            end,
+        }
+    }
+
+    /// Right answers a second while queries were sent.
+    pub(crate) fn per_second(&self) -> f64 {
+        self.in_time as f64 / (self.end - self.begin).as_secs_f64()
+    }
+
+    /// The latency, in microseconds, that a share of the answers (0 to 1) kept within.
+    pub(crate) fn latency(&self, share: f64) -> f64 {
+        self.latencies.value_at_quantile(share) as f64 / 1e3
+    }
+
+    /// Whether every query was answered rightly.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.lost == 0 && self.wrong == 0 && self.answered > 0
+    }
+
+    fn note_answer(&mut self, now: Instant, latency: Duration) {
+        self.answered += 1;
+        self.in_time += u64::from(now <= self.end);
+        self.latencies.saturating_record(latency.as_nanos() as u64);
+    }
+
+    fn note_wrong(&mut self, error: &anyhow::Error) {
+        self.wrong += 1;
+        self.example.get_or_insert_with(|| format!("{error:#}"));
+    }
+}

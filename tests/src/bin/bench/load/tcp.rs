@@ -1,0 +1,265 @@
+//! Queries over TCP: on connections that are kept, or on one for each query.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::flight::Flight;
+use super::names::Names;
+use super::{Outcome, Plan};
+
+/// Connections that are kept; a broken one is made again.
+pub(super) fn kept(plan: &Plan, clients: u16, window: u16, names: &mut Names) -> Result<Outcome> {
+    let mut lines = (0..clients.max(1))
+        .map(|_| {
+            let stream = connect(plan.server)?;
+            Ok(Line::new(stream, Flight::new(window)))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll")?;
+    for (index, line) in (0..).zip(&lines) {
+        watch(&epoll, &line.stream, EpollFlags::EPOLLIN, index)?;
+    }
+    let mut events = vec![EpollEvent::empty(); lines.len().min(EVENTS)];
+    let begin = Instant::now();
+    let end = begin + plan.time;
+    let mut outcome = Outcome::until(end);
+    for line in &mut lines {
+        line.fill(names)?;
+    }
+    let mut next_check = begin + CHECK;
+    loop {
+        for event in wait(&epoll, &mut events)? {
+            let line = &mut lines[event.data() as usize];
+            let open = line.receive(&mut outcome);
+            let now = Instant::now();
+            if !open && now < end {
+                // Closing the old one takes it off the watch.
+                line.stream = connect(plan.server)?;
+                line.input.clear();
+                watch(&epoll, &line.stream, EpollFlags::EPOLLIN, event.data())?;
+            } else if !open {
+                let _ = epoll.delete(&line.stream);
+            }
+            if now < end {
+                line.fill(names)?;
+            }
+        }
+        let now = Instant::now();
+        if now >= next_check {
+            next_check = now + CHECK;
+            for line in &mut lines {
+                line.flight.expire(now, &mut outcome);
+                if now < end {
+                    line.fill(names)?;
+                }
+            }
+        }
+        if now >= end && lines.iter().all(|line| line.flight.is_empty()) {
+            return Ok(outcome);
+        }
+    }
+}
+
+/// A connection for each query, closed by the client once it is answered.
+pub(super) fn each(plan: &Plan, clients: u16, names: &mut Names) -> Result<Outcome> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll")?;
+    let mut events = vec![EpollEvent::empty(); usize::from(clients.max(1)).min(EVENTS)];
+    let begin = Instant::now();
+    let end = begin + plan.time;
+    let mut outcome = Outcome::until(end);
+    let mut callers = Vec::new();
+    for index in 0..u64::from(clients.max(1)) {
+        callers.push(Some(Caller::dial(plan.server, &epoll, index, names)?));
+    }
+    let mut next_check = begin + CHECK;
+    loop {
+        for event in wait(&epoll, &mut events)? {
+            let place = &mut callers[event.data() as usize];
+            let Some(caller) = place else {
+                continue;
+            };
+            if caller.proceed(&epoll, event, &mut outcome)? {
+                continue;
+            }
+            *place = None;
+            if Instant::now() < end {
+                *place = Some(Caller::dial(plan.server, &epoll, event.data(), names)?);
+            }
+        }
+        let now = Instant::now();
+        if now >= next_check {
+            next_check = now + CHECK;
+            for (index, place) in (0..).zip(&mut callers) {
+                let Some(caller) = place else {
+                    continue;
+                };
+                caller.line.flight.expire(now, &mut outcome);
+                if caller.line.flight.is_empty() {
+                    *place = None;
+                    if now < end {
+                        *place = Some(Caller::dial(plan.server, &epoll, index, names)?);
+                    }
+                }
+            }
+        }
+        if now >= end && callers.iter().all(Option::is_none) {
+            return Ok(outcome);
+        }
+    }
+}
+
+/// A connection and its queries.
+struct Line {
+    stream: TcpStream,
+    flight: Flight,
+    input: Vec<u8>,
+}
+
+impl Line {
+    fn new(stream: TcpStream, flight: Flight) -> Self {
+        Self {
+            stream,
+            flight,
+            input: Vec::new(),
+        }
+    }
+
+    /// Sends as many queries as may be in flight, all at once.
+    fn fill(&mut self, names: &mut Names) -> Result<()> {
+        let now = Instant::now();
+        let mut output = Vec::new();
+        while let Some(slot) = self.flight.launch(names, now) {
+            output.extend_from_slice(self.flight.framed(slot));
+        }
+        self.send(&output)
+    }
+
+    fn send(&mut self, output: &[u8]) -> Result<()> {
+        match (&self.stream).write(output) {
+            Ok(length) if length == output.len() => Ok(()),
+            Ok(_) => bail!("the window is too large for the socket's buffer"),
+            // It is broken, which reading will tell.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Takes what has come; whether the connection is still there.
+    fn receive(&mut self, outcome: &mut Outcome) -> bool {
+        let mut buffer = [0; BUFFER];
+        let open = match (&self.stream).read(&mut buffer) {
+            Ok(0) => false,
+            Ok(length) => {
+                self.input.extend_from_slice(&buffer[..length]);
+                true
+            }
+            Err(error) => matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
+        };
+        let now = Instant::now();
+        let mut done = 0;
+        while let Some((length, rest)) = self.input[done..].split_first_chunk() {
+            let length = usize::from(u16::from_be_bytes(*length));
+            let Some(reply) = rest.get(..length) else {
+                break;
+            };
+            self.flight.land(reply, now, outcome);
+            done += 2 + length;
+        }
+        self.input.drain(..done);
+        if !open {
+            self.flight.abandon(outcome);
+        }
+        open
+    }
+}
+
+/// A connection for one query.
+struct Caller {
+    line: Line,
+    slot: u16,
+    asked: bool,
+}
+
+impl Caller {
+    fn dial(server: SocketAddr, epoll: &Epoll, index: u64, names: &mut Names) -> Result<Self> {
+        let begin = Instant::now();
+        let domain = Domain::for_address(server);
+        let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))
+            .context("cannot make a TCP socket")?;
+        socket.set_tcp_nodelay(true)?;
+        match socket.connect(&server.into()) {
+            Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => {
+                return Err(error).context("cannot connect");
+            }
+            _ => {}
+        }
+        let mut flight = Flight::new(1);
+        let slot = flight.launch(names, begin).context("no free slot")?;
+        let line = Line::new(socket.into(), flight);
+        watch(epoll, &line.stream, EpollFlags::EPOLLOUT, index)?;
+        Ok(Self {
+            line,
+            slot,
+            asked: false,
+        })
+    }
+
+    /// Takes the next step; whether there is another one.
+    fn proceed(
+        &mut self,
+        epoll: &Epoll,
+        event: &EpollEvent,
+        outcome: &mut Outcome,
+    ) -> Result<bool> {
+        if self.asked {
+            return Ok(self.line.receive(outcome) && !self.line.flight.is_empty());
+        }
+        if self.line.stream.take_error()?.is_some() {
+            self.line.flight.abandon(outcome);
+            return Ok(false);
+        }
+        let query = self.line.flight.framed(self.slot).to_vec();
+        self.line.send(&query)?;
+        self.asked = true;
+        let mut reading = EpollEvent::new(EpollFlags::EPOLLIN, event.data());
+        epoll
+            .modify(&self.line.stream, &mut reading)
+            .context("cannot watch a connection")?;
+        Ok(true)
+    }
+}
+
+fn connect(server: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&server, super::flight::TIMEOUT)
+        .context("cannot connect by TCP")?;
+    stream.set_nodelay(true)?;
+    stream.set_nonblocking(true)?;
+    Ok(stream)
+}
+
+fn watch(epoll: &Epoll, stream: &TcpStream, what: EpollFlags, index: u64) -> Result<()> {
+    epoll
+        .add(stream.as_fd(), EpollEvent::new(what, index))
+        .context("cannot watch a connection")
+}
+
+fn wait<'a>(epoll: &Epoll, events: &'a mut [EpollEvent]) -> Result<&'a [EpollEvent]> {
+    match epoll.wait(&mut *events, CHECK.as_millis() as u16) {
+        Ok(ready) => Ok(&events[..ready]),
+        Err(Errno::EINTR) => Ok(&[]),
+        Err(error) => Err(error).context("cannot wait for replies"),
+    }
+}
+
+/// Read at once, octets.
+const BUFFER: usize = 4_096;
+/// Events taken at once.
+const EVENTS: usize = 1_024;
+/// How often queries are looked at that may have waited for too long.
+const CHECK: Duration = Duration::from_millis(20);

@@ -1,0 +1,473 @@
+//! What `answer` and `forward` have in common: the cases, the metrics, and the rounds.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lab::{Scratch, Software, finish};
+
+use crate::bench::{Bench, Effort};
+use crate::load::names::{HOSTS, Kind, Names};
+use crate::load::{Outcome, Pace, Plan, Transport};
+use crate::peers::{BpfStatistics, Running, Stage, Subject};
+use crate::pin::{Pinned, Side};
+use crate::progress::Progress;
+use crate::report::{Better, Label, Series};
+
+/// A suite of this kind.
+pub(crate) struct Suite {
+    pub(crate) name: &'static str,
+    pub(crate) names: Kind,
+    pub(crate) subjects: Vec<Subject>,
+}
+
+/// All peers, as subjects.
+pub(crate) fn peers() -> impl Iterator<Item = Subject> {
+    Software::ALL.into_iter().map(Subject::Peer)
+}
+
+/// Measures every subject in every case, round by round.
+pub(crate) fn measure(suite: &Suite, bench: &mut Bench) -> Result<()> {
+    let effort = Extent::of(bench.effort());
+    let table = Table::lay(suite, bench);
+    let mut stage = Stage::set()?;
+    bench.results.configuration("authority", stage.authority());
+    let steps = effort.rounds * suite.subjects.len() * CASES.len();
+    let mut progress = Progress::new(suite.name, steps);
+    for round in 0..effort.rounds {
+        let mut subjects = suite.subjects.clone();
+        // Nobody always comes after the same one.
+        let count = subjects.len();
+        subjects.rotate_left(round % count);
+        if round % 2 == 1 {
+            subjects.reverse();
+        }
+        for subject in subjects {
+            if bench.interrupted() {
+                return Ok(());
+            }
+            let started = stage.start(subject);
+            let mut running = match started {
+                Ok(running) => running,
+                Err(error) => {
+                    let reason = format!("did not start: {error:#}");
+                    bench.results.remark(suite.name, subject.name(), &reason);
+                    continue;
+                }
+            };
+            bench
+                .results
+                .configuration(subject.name(), &running.configuration);
+            for case in &CASES {
+                if bench.interrupted() {
+                    return Ok(());
+                }
+                progress.step(&format!("{}, {}", subject.name(), case.name));
+                let session = Session {
+                    suite,
+                    stage: &stage,
+                    case,
+                    extent: &effort,
+                    server: case.server(&running),
+                };
+                let measured = session.measure(&running, &mut |metric, value| {
+                    if let Some(series) = table.series(case, metric, subject) {
+                        bench.results.add(series, value);
+                    }
+                });
+                if let Some(log) = running.crash() {
+                    let reason = format!("ended during `{}`: {}", case.name, last_lines(&log));
+                    bench.results.remark(suite.name, subject.name(), &reason);
+                    break;
+                }
+                if let Err(error) = measured {
+                    let reason = format!("`{}`: {error:#}", case.name);
+                    bench.results.remark(suite.name, subject.name(), &reason);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How much is measured.
+struct Extent {
+    rounds: usize,
+    latency: Duration,
+    rate: Duration,
+    /// For each of several loads.
+    throughput: Duration,
+    cost: Duration,
+    /// Whole seconds, which dnsperf counts in.
+    dnsperf: u32,
+}
+
+impl Extent {
+    fn of(effort: Effort) -> Self {
+        match effort {
+            Effort::Quick => Self {
+                rounds: 2,
+                latency: Duration::from_millis(250),
+                rate: Duration::from_millis(250),
+                throughput: Duration::from_millis(200),
+                cost: Duration::from_millis(250),
+                dnsperf: 1,
+            },
+            Effort::Full => Self {
+                rounds: 5,
+                latency: Duration::from_millis(500),
+                rate: Duration::from_millis(500),
+                throughput: Duration::from_millis(300),
+                cost: Duration::from_millis(500),
+                dnsperf: 1,
+            },
+        }
+    }
+}
+
+/// How queries travel, and how many of them.
+struct Case {
+    name: &'static str,
+    transport: Transport,
+    v6: bool,
+    metrics: &'static [Metric],
+    /// Clients and queries in flight on each, from few to many.
+    loads: &'static [(u16, u16)],
+    /// The same, for processor time.
+    cost: (u16, u16),
+}
+
+const CASES: [Case; 4] = [
+    Case {
+        name: "UDP, IPv4",
+        transport: Transport::Udp,
+        v6: false,
+        metrics: &[
+            LATENCY_50,
+            LATENCY_99,
+            LATENCY_999,
+            RATE_50,
+            RATE_99,
+            RATE_999,
+            THROUGHPUT,
+            DNSPERF,
+            COST,
+        ],
+        loads: &[(4, 4), (4, 16), (4, 64)],
+        cost: (4, 8),
+    },
+    Case {
+        name: "UDP, IPv6",
+        transport: Transport::Udp,
+        v6: true,
+        metrics: &[LATENCY_50, LATENCY_99, LATENCY_999, THROUGHPUT, COST],
+        loads: &[(4, 4), (4, 16), (4, 64)],
+        cost: (4, 8),
+    },
+    Case {
+        name: "TCP, connections kept",
+        transport: Transport::Tcp,
+        v6: false,
+        metrics: &[LATENCY_50, LATENCY_99, LATENCY_999, THROUGHPUT, COST],
+        loads: &[(16, 1), (16, 4)],
+        cost: (16, 2),
+    },
+    Case {
+        name: "TCP, a connection a query",
+        transport: Transport::TcpEach,
+        v6: false,
+        metrics: &[LATENCY_50, LATENCY_99, LATENCY_999, THROUGHPUT, COST],
+        loads: &[(4, 1), (16, 1)],
+        cost: (16, 1),
+    },
+];
+
+impl Case {
+    fn server(&self, running: &Running) -> SocketAddr {
+        if self.v6 { running.v6 } else { running.v4 }
+    }
+}
+
+/// Something that is measured of a subject in a case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Metric {
+    name: &'static str,
+    unit: &'static str,
+    better: Better,
+}
+
+impl Metric {
+    const fn latency(name: &'static str) -> Self {
+        Self {
+            name,
+            unit: "µs",
+            better: Better::Lower,
+        }
+    }
+
+    const fn throughput(name: &'static str) -> Self {
+        Self {
+            name,
+            unit: "queries/s",
+            better: Better::Higher,
+        }
+    }
+}
+
+const LATENCY_50: Metric = Metric::latency("latency p50");
+const LATENCY_99: Metric = Metric::latency("latency p99");
+const LATENCY_999: Metric = Metric::latency("latency p99.9");
+const RATE_50: Metric = Metric::latency("latency at 2,000/s p50");
+const RATE_99: Metric = Metric::latency("latency at 2,000/s p99");
+const RATE_999: Metric = Metric::latency("latency at 2,000/s p99.9");
+const THROUGHPUT: Metric = Metric::throughput("throughput");
+const DNSPERF: Metric = Metric::throughput("throughput by dnsperf");
+const COST: Metric = Metric {
+    name: "CPU",
+    unit: "µs/query",
+    better: Better::Lower,
+};
+
+/// Queries a second where they are sent at fixed times.
+const RATE: u32 = 2_000;
+
+/// The series of every case, metric and subject.
+struct Table(HashMap<(&'static str, Metric, &'static str), Series>);
+
+impl Table {
+    /// In the order in which a person compares: subjects next to each other.
+    fn lay(suite: &Suite, bench: &mut Bench) -> Self {
+        let mut table = HashMap::new();
+        for case in &CASES {
+            for metric in case.metrics {
+                for subject in &suite.subjects {
+                    let series = bench.results.series(Label {
+                        suite: suite.name,
+                        case: case.name.to_owned(),
+                        subject: subject.name(),
+                        metric: metric.name,
+                        unit: metric.unit,
+                        better: metric.better,
+                    });
+                    table.insert((case.name, *metric, subject.name()), series);
+                }
+            }
+        }
+        Self(table)
+    }
+
+    fn series(&self, case: &Case, metric: Metric, subject: Subject) -> Option<Series> {
+        self.0.get(&(case.name, metric, subject.name())).copied()
+    }
+}
+
+/// One subject in one case.
+struct Session<'a> {
+    suite: &'a Suite,
+    stage: &'a Stage,
+    case: &'a Case,
+    extent: &'a Extent,
+    server: SocketAddr,
+}
+
+impl Session<'_> {
+    /// Hands every figure to `add`; the error tells what was not as it should be.
+    fn measure(&self, running: &Running, add: &mut impl FnMut(Metric, f64)) -> Result<()> {
+        let mut names = Names::new(self.suite.names);
+        self.warm(&mut names)?;
+        let mut complaints = Vec::new();
+        let mut note = |result: Result<()>| {
+            if let Err(error) = result {
+                complaints.push(format!("{error:#}"));
+            }
+        };
+        note(self.latency(&mut names, add));
+        if self.case.metrics.contains(&RATE_50) {
+            note(self.at_rate(&mut names, add));
+        }
+        note(self.throughput(&mut names, add));
+        if self.case.metrics.contains(&DNSPERF) {
+            note(self.dnsperf(&mut names, add));
+        }
+        note(self.cost(running, &mut names, add));
+        ensure!(complaints.is_empty(), "{}", complaints.join("; "));
+        Ok(())
+    }
+
+    /// Asks for as many names as there are, twice, so that all of them are in cache and all code has run.
+    fn warm(&self, names: &mut Names) -> Result<()> {
+        let mut answered = 0;
+        for _ in 0..WARMING {
+            let outcome = self.load(4, 4, Duration::from_millis(50), names)?;
+            answered += outcome.answered;
+            if answered >= 2 * u64::from(HOSTS) {
+                return Ok(());
+            }
+        }
+        bail!("{answered} answers only while it was warmed");
+    }
+
+    fn latency(&self, names: &mut Names, add: &mut impl FnMut(Metric, f64)) -> Result<()> {
+        let outcome = self.load(1, 1, self.extent.latency, names)?;
+        add(LATENCY_50, outcome.latency(0.5));
+        add(LATENCY_99, outcome.latency(0.99));
+        add(LATENCY_999, outcome.latency(0.999));
+        clean(&outcome).context("one in flight")
+    }
+
+    fn at_rate(&self, names: &mut Names, add: &mut impl FnMut(Metric, f64)) -> Result<()> {
+        let plan = Plan {
+            server: self.server,
+            transport: self.case.transport,
+            pace: Pace::Rate(RATE),
+            time: self.extent.rate,
+        };
+        let outcome = plan.run(&self.stage.client, names)?;
+        add(RATE_50, outcome.latency(0.5));
+        add(RATE_99, outcome.latency(0.99));
+        add(RATE_999, outcome.latency(0.999));
+        clean(&outcome).with_context(|| format!("at {RATE}/s"))
+    }
+
+    fn throughput(&self, names: &mut Names, add: &mut impl FnMut(Metric, f64)) -> Result<()> {
+        let mut best: Option<f64> = None;
+        let mut complaint = None;
+        for &(clients, window) in self.case.loads {
+            let outcome = self.load(clients, window, self.extent.throughput, names)?;
+            match clean(&outcome) {
+                Ok(()) => best = Some(best.unwrap_or(0.0).max(outcome.per_second())),
+                Err(error) => {
+                    complaint = Some(error.context(format!("{} in flight", clients * window)));
+                }
+            }
+        }
+        if let Some(best) = best {
+            add(THROUGHPUT, best);
+        }
+        complaint.map_or(Ok(()), Err)
+    }
+
+    fn cost(
+        &self,
+        running: &Running,
+        names: &mut Names,
+        add: &mut impl FnMut(Metric, f64),
+    ) -> Result<()> {
+        let _statistics = BpfStatistics::enable()?;
+        let (clients, window) = self.case.cost;
+        let before = running.meter.read()?;
+        let outcome = self.load(clients, window, self.extent.cost, names)?;
+        let spent = running.meter.read()?.saturating_sub(before);
+        ensure!(outcome.answered > 0, "no answers");
+        add(COST, spent.as_secs_f64() * 1e6 / outcome.answered as f64);
+        Ok(())
+    }
+
+    fn dnsperf(&self, names: &mut Names, add: &mut impl FnMut(Metric, f64)) -> Result<()> {
+        let _pinned = Pinned::to(Side::Load)?;
+        let scratch = Scratch::new()?;
+        let queries = scratch.write("queries", names.text(self.dnsperf_queries()))?;
+        let mut command = self.stage.client.command("dnsperf");
+        command
+            .args(["-s", &self.server.ip().to_string(), "-T", "1", "-c", "4"])
+            .args([
+                "-q",
+                "100",
+                "-t",
+                "1",
+                "-l",
+                &self.extent.dnsperf.to_string(),
+            ])
+            .arg("-d")
+            .arg(queries);
+        let printed = finish(command)?;
+        let figure = |name| dnsperf_figure(&printed.stdout, name);
+        let (Some(rate), Some(lost)) = (figure("Queries per second:"), figure("Queries lost:"))
+        else {
+            bail!(
+                "dnsperf printed no figures: {}{}",
+                printed.stdout,
+                printed.stderr
+            );
+        };
+        ensure!(lost < 1.0, "dnsperf lost {lost} queries");
+        add(DNSPERF, rate);
+        Ok(())
+    }
+
+    /// More than it can ask in its time where none may be asked twice.
+    fn dnsperf_queries(&self) -> u32 {
+        match self.suite.names {
+            Kind::Known => HOSTS.into(),
+            Kind::Unique => 150_000 * self.extent.dnsperf,
+        }
+    }
+
+    fn load(
+        &self,
+        clients: u16,
+        window: u16,
+        time: Duration,
+        names: &mut Names,
+    ) -> Result<Outcome> {
+        let plan = Plan {
+            server: self.server,
+            transport: self.case.transport,
+            pace: Pace::Closed { clients, window },
+            time,
+        };
+        plan.run(&self.stage.client, names)
+    }
+}
+
+/// An error that says what was not as it should be.
+fn clean(outcome: &Outcome) -> Result<()> {
+    if outcome.is_clean() {
+        return Ok(());
+    }
+    let Outcome {
+        answered,
+        lost,
+        wrong,
+        ..
+    } = outcome;
+    let example = outcome.example.as_deref().unwrap_or("none was wrong");
+    bail!("{answered} answered, {lost} lost, {wrong} wrong ({example})");
+}
+
+fn dnsperf_figure(text: &str, name: &str) -> Option<f64> {
+    let value = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(name))?;
+    value.split_whitespace().next()?.parse().ok()
+}
+
+/// The end of a log, in one line.
+fn last_lines(log: &str) -> String {
+    let lines: Vec<_> = log.lines().rev().take(3).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join(" / ")
+}
+
+/// How often a short load is put on a subject to warm it.
+const WARMING: u32 = 100;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_figures_of_dnsperf_are_found() {
+        let text = "Statistics:\n\n  Queries lost:         0 (0.00%)\n  Queries per second:   65432.100000\n";
+
+        assert_eq!(dnsperf_figure(text, "Queries lost:"), Some(0.0));
+        assert_eq!(dnsperf_figure(text, "Queries per second:"), Some(65_432.1));
+        assert_eq!(dnsperf_figure(text, "Latency:"), None);
+    }
+
+    #[test]
+    fn a_log_is_told_by_its_end() {
+        assert_eq!(last_lines("a\nb\nc\nd\n"), "b / c / d");
+        assert_eq!(last_lines(""), "");
+    }
+}
