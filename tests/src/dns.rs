@@ -103,8 +103,13 @@ pub fn question_name(message: &Message) -> String {
 
 /// A reply to `query` that gives `address`; `None` when the query cannot be read.
 pub fn address_reply(query: &[u8], address: Ipv4Addr) -> Option<Vec<u8>> {
+    address_reply_for(query, address, 60)
+}
+
+/// A reply to `query` that gives `address` for `ttl` seconds; `None` when the query cannot be read.
+pub fn address_reply_for(query: &[u8], address: Ipv4Addr, ttl: u32) -> Option<Vec<u8>> {
     reply_with(query, |reply, name| {
-        reply.add_answer(Record::from_rdata(name, 60, RData::A(A(address))));
+        reply.add_answer(Record::from_rdata(name, ttl, RData::A(A(address))));
     })
 }
 

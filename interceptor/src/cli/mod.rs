@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand; errors are one line on stderr.
 
+mod cache;
 mod check;
 mod completions;
 mod doctor;
@@ -45,6 +46,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Add, remove and list the rules of the running daemon
     Rule(rule::RuleArgs),
+    /// Show and flush what the running daemon remembers
+    Cache(cache::CacheArgs),
     /// Show what the running daemon does
     Status(status::StatusArgs),
     /// Print shell completions
@@ -73,6 +76,7 @@ impl Command {
             Self::Check(args) => check::execute(&args),
             Self::Doctor(args) => doctor::execute(&args),
             Self::Rule(args) => rule::execute(args),
+            Self::Cache(args) => cache::execute(args),
             Self::Status(args) => status::execute(&args),
             Self::Completions(args) => completions::execute(&args),
         }
@@ -152,6 +156,31 @@ mod tests {
             ["interceptor", "status", "-v"],
         ] {
             assert!(Cli::try_parse_from(line).unwrap().verbose);
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_is_shown_and_flushed() {
+        for line in [
+            "interceptor cache stats --json",
+            "interceptor cache lookup www.example.com",
+            "interceptor cache lookup www.example.com aaaa --control /tmp/s",
+            "interceptor cache flush www.example.com",
+            "interceptor cache flush --suffix example.com --json",
+            "interceptor cache flush --all",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+        for line in [
+            "interceptor cache",
+            "interceptor cache flush",
+            "interceptor cache flush --all www.example.com",
+            "interceptor cache flush --all --suffix example.com",
+            "interceptor cache lookup",
+            "interceptor cache lookup a..b",
+            "interceptor cache lookup www.example.com BOGUS",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::control::{InterfaceStatus, ReaderStatus, Status, UpstreamStatus};
+use crate::control::{CacheStatus, InterfaceStatus, ReaderStatus, Status, UpstreamStatus};
 
 use super::remote::RemoteArgs;
 use super::rule;
@@ -44,6 +44,7 @@ fn render(status: &Status) -> String {
     section(&mut text, "interfaces", &interfaces(&status.interfaces));
     section(&mut text, "rules", &rule::table(&status.rules).render("  "));
     section(&mut text, "upstreams", &upstreams(&status.upstreams));
+    section(&mut text, "cache", &cache(&status.cache));
     let counted = status.kernel.iter().filter(|(_, count)| **count > 0);
     let mut kernel = Table::new(&["REASON", "PACKETS"], &[1]);
     for (reason, count) in counted {
@@ -107,6 +108,13 @@ fn upstreams(upstreams: &[UpstreamStatus]) -> String {
     table.render("  ")
 }
 
+fn cache(cache: &CacheStatus) -> String {
+    if cache.tiers.is_empty() {
+        return "  none: every query is forwarded\n".to_owned();
+    }
+    super::cache::table(cache).render("  ")
+}
+
 /// Microseconds as milliseconds with one decimal: `12.3 ms`.
 fn latency(microseconds: u64) -> String {
     let tenths = microseconds.div_ceil(100);
@@ -121,7 +129,7 @@ fn absent() -> String {
 mod tests {
     use serde_json::json;
 
-    use crate::control::{InterfaceState, RuleStatus};
+    use crate::control::{InterfaceState, RuleStatus, TierStatus};
     use crate::rules::RuleId;
 
     use super::*;
@@ -150,6 +158,10 @@ upstreams
   URL            SENT  ANSWERED  LATENCY  LAST ERROR
   udp://8.8.8.8   900       899  12.4 ms  -
   udp://8.8.4.4     1         0        -  no answer within 1.2s
+
+cache
+  TIER    ANSWERS    MEMORY       OF  HITS  STALE  MISSES
+  memory    1,024  250.0 kB  67.1 MB   900      0     901
 
 kernel
   REASON   PACKETS
@@ -222,6 +234,15 @@ kernel
                     last_error: Some("no answer within 1.2s".to_owned()),
                 },
             ],
+            cache: CacheStatus {
+                tiers: vec![TierStatus {
+                    name: "memory".to_owned(),
+                    answers: 1024,
+                    bytes: 250_000,
+                    capacity_bytes: 67_108_864,
+                    counters: [("hits".to_owned(), 900), ("misses".to_owned(), 901)].into(),
+                }],
+            },
             kernel: [
                 ("fragment".to_owned(), 0),
                 ("matched".to_owned(), 1204),

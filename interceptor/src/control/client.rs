@@ -17,10 +17,11 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::time;
+use url::form_urlencoded;
 
 use crate::rules::{Rule, RuleId};
 
-use super::model::{RuleStatus, Status};
+use super::model::{CacheStatus, CachedAnswer, Flush, Flushed, RuleStatus, Status};
 
 /// How long the daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -110,6 +111,34 @@ impl Client {
     pub async fn remove_rule(&self, id: RuleId) -> Result<RuleStatus, ClientError> {
         self.ask(Method::DELETE, &format!("/v1/rules/{id}"), Bytes::new())
             .await
+    }
+
+    /// What is remembered, and where.
+    pub async fn cache(&self) -> Result<CacheStatus, ClientError> {
+        self.ask(Method::GET, "/v1/cache", Bytes::new()).await
+    }
+
+    /// What is remembered about `name`, of one type or of all.
+    pub async fn cached(
+        &self,
+        name: &str,
+        qtype: Option<&str>,
+    ) -> Result<Vec<CachedAnswer>, ClientError> {
+        let route = "/v1/cache/answers?".to_owned();
+        let start = route.len();
+        let mut question = form_urlencoded::Serializer::for_suffix(route, start);
+        question.append_pair("name", name);
+        if let Some(qtype) = qtype {
+            question.append_pair("type", qtype);
+        }
+        self.ask(Method::GET, &question.finish(), Bytes::new())
+            .await
+    }
+
+    /// Forgets what `flush` says.
+    pub async fn flush(&self, flush: &Flush) -> Result<Flushed, ClientError> {
+        let body = serde_json::to_vec(flush).map_err(|error| self.connection(error))?;
+        self.ask(Method::POST, "/v1/cache/flush", body.into()).await
     }
 
     async fn ask<T: DeserializeOwned>(
@@ -247,7 +276,7 @@ mod tests {
     use tokio::task::JoinHandle;
     use tokio_util::sync::CancellationToken;
 
-    use crate::control::{self, Backend, ReaderStatus, Refusal};
+    use crate::control::{self, Backend, ReaderStatus, Refusal, TierStatus};
 
     use super::*;
 
@@ -270,6 +299,23 @@ mod tests {
         );
         assert_eq!(daemon.client.remove_rule(RuleId(1)).await.unwrap(), added);
         assert_eq!(daemon.client.rules().await.unwrap(), []);
+        daemon.stop().await;
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_is_asked_for_and_flushed() {
+        let daemon = Daemon::start().await;
+        let cache = daemon.client.cache().await.unwrap();
+        assert_eq!(cache.tiers[0].counters["hits"], 7);
+        for (name, qtype) in [("a&b=c d.example", None), ("\\000.example", Some("A"))] {
+            let (status, message) = refused(daemon.client.cached(name, qtype).await);
+            assert_eq!((status, message), (400, format!("{name} {qtype:?}")));
+        }
+        let flushed = daemon.client.flush(&Flush::All).await.unwrap();
+        assert_eq!(flushed.answers, 3);
+        let suffix = Flush::Suffix("example".to_owned());
+        let (_, message) = refused(daemon.client.flush(&suffix).await);
+        assert_eq!(message, "Suffix(\"example\")");
         daemon.stop().await;
     }
 
@@ -461,6 +507,33 @@ mod tests {
             };
             Ok(rules.remove(index))
         }
+
+        fn cache(&self) -> CacheStatus {
+            let counters = BTreeMap::from([("hits".to_owned(), 7)]);
+            let tiers = vec![TierStatus {
+                name: "memory".to_owned(),
+                answers: 1,
+                bytes: 200,
+                capacity_bytes: 1000,
+                counters,
+            }];
+            CacheStatus { tiers }
+        }
+
+        async fn cached(
+            &self,
+            name: &str,
+            qtype: Option<&str>,
+        ) -> Result<Vec<CachedAnswer>, Refusal> {
+            Err(Refusal::Invalid(format!("{name} {qtype:?}")))
+        }
+
+        fn flush(&self, flush: &Flush) -> Result<Flushed, Refusal> {
+            match flush {
+                Flush::All => Ok(Flushed { answers: 3 }),
+                other => Err(Refusal::Invalid(format!("{other:?}"))),
+            }
+        }
     }
 
     fn status(rules: &[RuleStatus]) -> Status {
@@ -479,6 +552,7 @@ mod tests {
             interfaces: Vec::new(),
             rules: rules.to_vec(),
             upstreams: Vec::new(),
+            cache: CacheStatus::default(),
             kernel: BTreeMap::new(),
             dns: json!({}),
             netstack: json!({}),

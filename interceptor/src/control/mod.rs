@@ -6,6 +6,9 @@
 //! | `GET /v1/rules` | a list of [`RuleStatus`] |
 //! | `POST /v1/rules` | adds the [`Rule`](crate::rules::Rule) in the body; 201 with its [`RuleStatus`] |
 //! | `DELETE /v1/rules/{id}` | removes a rule; 200 with its last [`RuleStatus`] |
+//! | `GET /v1/cache` | [`CacheStatus`] |
+//! | `GET /v1/cache/answers?name=…&type=…` | a list of [`CachedAnswer`], of all types where none is given |
+//! | `POST /v1/cache/flush` | forgets what the [`Flush`] in the body says; 200 with [`Flushed`] |
 //!
 //! What fails is `{"error": "one line"}` with 400, 403, 404, 405, 408, 409, 413 or 500.
 
@@ -15,7 +18,8 @@ mod server;
 mod socket;
 
 pub use model::{
-    InterfaceState, InterfaceStatus, ReaderStatus, RuleStatus, Status, UpstreamStatus,
+    CacheStatus, CachedAnswer, Flush, Flushed, InterfaceState, InterfaceStatus, ReaderStatus,
+    RuleStatus, Status, TierStatus, UpstreamStatus,
 };
 pub use server::{Backend, Refusal, serve};
 pub use socket::{BindError, ControlSocket, bind, inspect};

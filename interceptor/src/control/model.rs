@@ -24,6 +24,8 @@ pub struct Status {
     pub rules: Vec<RuleStatus>,
     /// The resolvers it forwards to, in order.
     pub upstreams: Vec<UpstreamStatus>,
+    /// What is remembered.
+    pub cache: CacheStatus,
     /// Packets by what the kernel program did with them and why.
     pub kernel: BTreeMap<String, u64>,
     /// The DNS service's counters.
@@ -110,6 +112,83 @@ pub struct UpstreamStatus {
     pub latency_microseconds: Option<u64>,
     /// What went wrong last; none while it answers.
     pub last_error: Option<String>,
+}
+
+/// What is remembered, and where.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheStatus {
+    /// The tiers, in the order in which they are asked; none when nothing is remembered.
+    pub tiers: Vec<TierStatus>,
+}
+
+/// A place where answers are remembered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TierStatus {
+    /// `memory`.
+    pub name: String,
+    /// Answers it holds, those that have expired included.
+    pub answers: u64,
+    /// Memory that they take, in bytes.
+    pub bytes: u64,
+    /// Memory that they may take, in bytes.
+    pub capacity_bytes: u64,
+    /// What it has counted since the start.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// A remembered answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CachedAnswer {
+    /// Where it is.
+    pub tier: String,
+    /// The name asked for.
+    pub name: String,
+    /// The class asked for.
+    pub class: String,
+    /// The type asked for.
+    #[serde(rename = "type")]
+    pub qtype: String,
+    /// The response code.
+    pub rcode: String,
+    /// `positive`, `nodata`, `nxdomain` or `failure`.
+    pub kind: String,
+    /// Seconds until it expires.
+    pub ttl_seconds: u64,
+    /// Seconds since it expired.
+    pub expired_seconds: u64,
+    /// Whether it has expired, and is kept for when there is no better one.
+    pub stale: bool,
+    /// Whether the upstream has validated it (AD).
+    pub authentic: bool,
+    /// Whether it is for clients that want DNSSEC records (DO).
+    pub dnssec_ok: bool,
+    /// Whether it is for clients that validate by themselves (CD).
+    pub checking_disabled: bool,
+    /// Clients that were given it.
+    pub hits: u64,
+    /// Memory that it takes, in bytes.
+    pub bytes: u64,
+    /// Its records, as a zone file would have them.
+    pub records: Vec<String>,
+}
+
+/// What is to be forgotten.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Flush {
+    /// Everything: `"all"`.
+    All,
+    /// One name: `{"name": "www.example.com"}`.
+    Name(String),
+    /// A domain and everything below it: `{"suffix": "example.com"}`.
+    Suffix(String),
+}
+
+/// What was forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flushed {
+    /// Answers.
+    pub answers: u64,
 }
 
 impl fmt::Display for InterfaceState {

@@ -5,15 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Bytes, HttpBody as _};
-use axum::extract::{DefaultBodyLimit, FromRequest as _, Path, Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{DefaultBodyLimit, FromRequest as _, Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get};
+use axum::routing::{MethodRouter, get, post};
 use axum::{Extension, Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
@@ -23,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::rules::{Rule, RuleError, RuleId};
 
-use super::model::{RuleStatus, Status};
+use super::model::{CacheStatus, CachedAnswer, Flush, Flushed, RuleStatus, Status};
 use super::socket::ControlSocket;
 
 /// A request's body in bytes, at most.
@@ -54,6 +57,19 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Removes a rule.
     fn remove_rule(&self, id: RuleId) -> impl Future<Output = Result<RuleStatus, Refusal>> + Send;
+
+    /// What is remembered, and where.
+    fn cache(&self) -> CacheStatus;
+
+    /// What is remembered about `name`, of one type or of all.
+    fn cached(
+        &self,
+        name: &str,
+        qtype: Option<&str>,
+    ) -> impl Future<Output = Result<Vec<CachedAnswer>, Refusal>> + Send;
+
+    /// Forgets what `flush` says.
+    fn flush(&self, flush: &Flush) -> Result<Flushed, Refusal>;
 }
 
 /// Why a request is refused.
@@ -146,6 +162,9 @@ fn router<B: Backend>(backend: Arc<B>) -> Router {
             "/v1/rules/{id}",
             route(axum::routing::delete(remove_rule::<B>)),
         )
+        .route("/v1/cache", route(get(cache::<B>)))
+        .route("/v1/cache/answers", route(get(cached::<B>)))
+        .route("/v1/cache/flush", route(post(flush::<B>)))
         .fallback(unknown_route)
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(middleware::from_fn(measure))
@@ -165,19 +184,7 @@ async fn add_rule<B: Backend>(
     State(backend): State<Arc<B>>,
     request: Request,
 ) -> Result<(StatusCode, Json<RuleStatus>), Response> {
-    let Ok(body) = time::timeout(PATIENCE, Bytes::from_request(request, &())).await else {
-        return Err(error(
-            StatusCode::REQUEST_TIMEOUT,
-            &format!("the body did not come within {} s", PATIENCE.as_secs()),
-        ));
-    };
-    let body = body.map_err(|rejection| error(rejection.status(), &rejection.body_text()))?;
-    let rule: Rule = serde_json::from_slice(&body).map_err(|reason| {
-        error(
-            StatusCode::BAD_REQUEST,
-            &format!("the body is no rule: {reason}"),
-        )
-    })?;
+    let rule: Rule = body(request, "rule").await?;
     rule.validate()
         .map_err(|reason| Refusal::from(reason).into_response())?;
     let added = backend
@@ -195,6 +202,54 @@ async fn remove_rule<B: Backend>(
         .parse()
         .map_err(|error: RuleError| Refusal::Invalid(error.to_string()))?;
     Ok(Json(backend.remove_rule(id).await?))
+}
+
+async fn cache<B: Backend>(State(backend): State<Arc<B>>) -> Json<CacheStatus> {
+    Json(backend.cache())
+}
+
+/// What is asked about a name.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CacheQuestion {
+    name: String,
+    #[serde(rename = "type")]
+    qtype: Option<String>,
+}
+
+async fn cached<B: Backend>(
+    State(backend): State<Arc<B>>,
+    question: Result<Query<CacheQuestion>, QueryRejection>,
+) -> Result<Json<Vec<CachedAnswer>>, Refusal> {
+    let Query(question) = question.map_err(|reason| Refusal::Invalid(reason.body_text()))?;
+    let found = backend.cached(&question.name, question.qtype.as_deref());
+    Ok(Json(found.await?))
+}
+
+async fn flush<B: Backend>(
+    State(backend): State<Arc<B>>,
+    request: Request,
+) -> Result<Json<Flushed>, Response> {
+    let what: Flush = body(request, "flush").await?;
+    let flushed = backend.flush(&what);
+    Ok(Json(flushed.map_err(IntoResponse::into_response)?))
+}
+
+/// The body of `request`, which is to be `what`.
+async fn body<T: DeserializeOwned>(request: Request, what: &str) -> Result<T, Response> {
+    let Ok(body) = time::timeout(PATIENCE, Bytes::from_request(request, &())).await else {
+        return Err(error(
+            StatusCode::REQUEST_TIMEOUT,
+            &format!("the body did not come within {} s", PATIENCE.as_secs()),
+        ));
+    };
+    let body = body.map_err(|rejection| error(rejection.status(), &rejection.body_text()))?;
+    serde_json::from_slice(&body).map_err(|reason| {
+        error(
+            StatusCode::BAD_REQUEST,
+            &format!("the body is no {what}: {reason}"),
+        )
+    })
 }
 
 async fn unknown_route(request: Request) -> Response {
@@ -462,6 +517,18 @@ mod tests {
         }
 
         async fn remove_rule(&self, _: RuleId) -> Result<RuleStatus, Refusal> {
+            unreachable!()
+        }
+
+        fn cache(&self) -> CacheStatus {
+            unreachable!()
+        }
+
+        async fn cached(&self, _: &str, _: Option<&str>) -> Result<Vec<CachedAnswer>, Refusal> {
+            unreachable!()
+        }
+
+        fn flush(&self, _: &Flush) -> Result<Flushed, Refusal> {
             unreachable!()
         }
     }

@@ -1,14 +1,24 @@
 //! What the control API sees of the daemon.
 
 use std::process;
+use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::task::spawn_blocking;
 use tracing::info;
 
 use super::rulebook::ChangeError;
 use super::{Parts, READER_MTU};
-use crate::control::{Backend, ReaderStatus, Refusal, RuleStatus, Status, UpstreamStatus};
+use crate::control::{
+    Backend, CacheStatus, CachedAnswer, Flush, Flushed, ReaderStatus, Refusal, RuleStatus, Status,
+    TierStatus, UpstreamStatus,
+};
+use crate::dns::cache::{DomainName, Entry, NameError, Qtype, QtypeError, Scope};
+use crate::dns::clock::Moment;
 use crate::rules::{Rule, RuleId};
+
+/// The tier that is user space's memory.
+const MEMORY: &str = "memory";
 
 /// The running daemon, as it can be asked and changed.
 pub(super) struct DaemonBackend {
@@ -66,6 +76,7 @@ impl Backend for DaemonBackend {
             interfaces,
             rules: self.rules(),
             upstreams: upstreams.collect(),
+            cache: self.cache(),
             kernel: reasons
                 .into_iter()
                 .map(|(reason, packets)| (reason.to_owned(), packets))
@@ -105,6 +116,79 @@ impl Backend for DaemonBackend {
         .await?;
         Ok(self.rule_status(id, rule))
     }
+
+    fn cache(&self) -> CacheStatus {
+        let memory = self.parts.dns.cache().map(|counters| TierStatus {
+            name: MEMORY.to_owned(),
+            answers: counters.entries,
+            bytes: counters.bytes,
+            capacity_bytes: counters.capacity,
+            counters: [
+                ("hits", counters.hits),
+                ("stale", counters.stale),
+                ("misses", counters.misses),
+                ("coalesced", counters.coalesced),
+                ("prefetches", counters.prefetches),
+                ("evictions", counters.evictions),
+            ]
+            .into_iter()
+            .map(|(name, count)| (name.to_owned(), count))
+            .collect(),
+        });
+        CacheStatus {
+            tiers: memory.into_iter().collect(),
+        }
+    }
+
+    async fn cached(&self, name: &str, qtype: Option<&str>) -> Result<Vec<CachedAnswer>, Refusal> {
+        let name: DomainName = name.parse()?;
+        let qtype = qtype.map(str::parse::<Qtype>).transpose()?;
+        let dns = Arc::clone(&self.parts.dns);
+        let found = spawn_blocking(move || {
+            let (entries, now) = dns.remembered(name.octets(), qtype.map(|qtype| qtype.0));
+            let answers = entries.iter().map(|entry| cached_answer(entry, now));
+            answers.collect()
+        });
+        found
+            .await
+            .map_err(|error| Refusal::Failed(error.to_string()))
+    }
+
+    fn flush(&self, flush: &Flush) -> Result<Flushed, Refusal> {
+        let scope = match flush {
+            Flush::All => Scope::All,
+            Flush::Name(name) => Scope::Name(name.parse()?),
+            Flush::Suffix(suffix) => Scope::Suffix(suffix.parse()?),
+        };
+        let answers = self.parts.dns.flush(&scope);
+        info!(answers, "cache flushed");
+        Ok(Flushed { answers })
+    }
+}
+
+fn cached_answer(entry: &Entry, now: Moment) -> CachedAnswer {
+    let key = entry.key();
+    let expires = entry.expires();
+    CachedAnswer {
+        tier: MEMORY.to_owned(),
+        name: key.name_text(),
+        class: match key.qclass() {
+            1 => "IN".to_owned(),
+            class => format!("CLASS{class}"),
+        },
+        qtype: Qtype(key.qtype()).to_string(),
+        rcode: entry.rcode().to_string(),
+        kind: entry.kind().to_string(),
+        ttl_seconds: expires.seconds_since(now).into(),
+        expired_seconds: now.seconds_since(expires).into(),
+        stale: !entry.is_fresh(now),
+        authentic: entry.is_authentic(),
+        dnssec_ok: key.is_dnssec_ok(),
+        checking_disabled: key.is_checking_disabled(),
+        hits: entry.hits().into(),
+        bytes: entry.memory() as u64,
+        records: entry.records_text(now),
+    }
 }
 
 /// Makes a change that is not broken off when the client who asked for it hangs up.
@@ -114,6 +198,18 @@ async fn to_its_end<T: Send + 'static>(
     tokio::spawn(change)
         .await
         .unwrap_or_else(|error| Err(Refusal::Failed(error.to_string())))
+}
+
+impl From<NameError> for Refusal {
+    fn from(error: NameError) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<QtypeError> for Refusal {
+    fn from(error: QtypeError) -> Self {
+        Self::Invalid(error.to_string())
+    }
 }
 
 impl From<ChangeError> for Refusal {

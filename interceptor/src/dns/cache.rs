@@ -11,6 +11,7 @@ mod flights;
 mod key;
 #[cfg(test)]
 mod tests;
+mod text;
 mod verdict;
 
 use std::sync::{Arc, PoisonError, RwLock};
@@ -30,6 +31,7 @@ pub(in crate::dns) use flights::{Flight, Flights};
 pub(in crate::dns) use key::Key;
 use key::Keyed;
 pub use key::{KeyRef, RouteId};
+pub use text::{DomainName, NameError, Qtype, QtypeError};
 use verdict::Verdict;
 pub(in crate::dns) use verdict::is_shared;
 
@@ -73,15 +75,15 @@ pub(in crate::dns) enum Found {
     Nothing,
 }
 
-/// What a flush takes away; names are in wire form, lower-cased.
+/// What a flush takes away.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// Everything.
     All,
     /// What was asked about one name.
-    Name(Vec<u8>),
+    Name(DomainName),
     /// What was asked about a domain and everything below it.
-    Suffix(Vec<u8>),
+    Suffix(DomainName),
 }
 
 /// What a cache counts while it counts.
@@ -237,8 +239,12 @@ impl Cache {
         let before = self.entries.len();
         match scope {
             Scope::All => self.entries.clear(),
-            Scope::Name(name) => self.entries.retain(|key, _| key.0.key().name() != name),
-            Scope::Suffix(suffix) => self.entries.retain(|key, _| !key.0.key().is_within(suffix)),
+            Scope::Name(name) => self
+                .entries
+                .retain(|key, _| key.0.key().name() != name.octets()),
+            Scope::Suffix(suffix) => self
+                .entries
+                .retain(|key, _| !key.0.key().is_within(suffix.octets())),
         }
         before.saturating_sub(self.entries.len()) as u64
     }

@@ -1,5 +1,7 @@
 //! How the service behaves, read as a conformance list: real sockets on the loopback, scripted upstreams.
 
+mod remembering;
+
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;

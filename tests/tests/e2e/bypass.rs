@@ -87,7 +87,13 @@ fn upstream_sockets_can_be_bound_to_a_device() -> Result<()> {
 fn a_rule_for_all_of_port_53_answers_every_server_and_makes_no_loop() -> Result<()> {
     let lab = Lab::new(Routing::Full)?;
     let interface = lab.tunnel.client_interface();
-    let mut arguments = vec!["-i", interface, "--upstream", "udp://203.0.113.53"];
+    let mut arguments = vec![
+        "-i",
+        interface,
+        "--upstream",
+        "udp://203.0.113.53",
+        "--no-cache",
+    ];
     arguments.extend(ALL_OF_PORT_53);
     let daemon = Daemon::start(&lab.client, &arguments)?;
     daemon.wait_attached(interface)?;
@@ -116,7 +122,7 @@ fn a_rule_for_all_of_port_53_answers_every_server_and_makes_no_loop() -> Result<
 #[test]
 fn a_rule_for_all_of_port_53_makes_no_loop_on_the_device_upstreams_are_reached_by() -> Result<()> {
     let lab = Lab::client_with_tunnel()?;
-    let mut arguments = vec!["-i", "eth0", "--upstream", "udp://192.0.2.53"];
+    let mut arguments = vec!["-i", "eth0", "--upstream", "udp://192.0.2.53", "--no-cache"];
     arguments.extend(ALL_OF_PORT_53);
     let daemon = Daemon::start(&lab.client, &arguments)?;
     daemon.wait_attached("eth0")?;

@@ -9,6 +9,7 @@ mod bad_input;
 mod bypass;
 mod device;
 mod doctor;
+mod cache;
 mod icmp;
 mod lifecycle;
 mod readers;

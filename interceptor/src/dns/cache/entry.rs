@@ -3,7 +3,6 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use serde::{Deserialize, Serialize};
 use triomphe::ThinArc;
 
 use super::key::KeyRef;
@@ -27,8 +26,7 @@ const ALLOCATION: usize = 8 + 8 + 8;
 pub struct Entry(ThinArc<Head, u8>);
 
 /// What an answer says of the name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Records of the type asked for.
     Positive,
@@ -259,6 +257,17 @@ impl Entry {
 
     fn key_end(&self) -> usize {
         usize::from(self.head().key_length)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Positive => "positive",
+            Self::NoData => "nodata",
+            Self::NxDomain => "nxdomain",
+            Self::Failure => "failure",
+        })
     }
 }
 

@@ -5,7 +5,6 @@ use std::str::FromStr;
 use hickory_proto::op::{Message, Query as Question, ResponseCode};
 use hickory_proto::rr::rdata::{A, CNAME, NS, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use hickory_proto::serialize::binary::BinEncodable;
 use proptest::prelude::*;
 
 use super::*;
@@ -453,7 +452,7 @@ fn a_flush_takes_a_name_a_domain_or_everything() {
         }
         cache
     };
-    let wire = |text| name(text).to_bytes().unwrap();
+    let wire = |text: &str| text.parse::<DomainName>().unwrap();
     assert_eq!(filled().flush(&Scope::All), 5);
     assert_eq!(filled().flush(&Scope::Name(wire("a.example."))), 1);
     assert_eq!(filled().flush(&Scope::Suffix(wire("example."))), 3);
@@ -469,7 +468,7 @@ fn what_was_asked_before_a_flush_is_not_stored_after_it() {
     let query = Query::parse(&asked).unwrap();
     let key = Key::of(&query, RouteId::DEFAULT).unwrap();
     let before = cache.generation();
-    cache.flush(&Scope::Name(name("other.example.").to_bytes().unwrap()));
+    cache.flush(&Scope::Name("other.example".parse().unwrap()));
     let reply = Reply::parse(&testing::reply_of(&asked, 1), id(&asked), &query.request()).unwrap();
     let outcome = Ok(reply);
     assert!(
