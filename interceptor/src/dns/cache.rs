@@ -154,7 +154,7 @@ impl Cache {
         Found::Nothing
     }
 
-    /// Counts `hits` clients that were given `entry`, and tells whether it is to be asked for again now.
+    /// Whether `entry` is to be asked for again now.
     ///
     /// So it is in the last tenth of its lifetime, where it has that many clients, and only once.
     pub(in crate::dns) fn is_prefetch_due(&self, entry: &Entry, now: Moment) -> bool {
@@ -165,7 +165,8 @@ impl Cache {
             && entry.hits() >= PREFETCH_HITS
             && now >= entry.stored().after_seconds(lifetime - lifetime / 10)
             && entry.is_fresh(now)
-            && entry.claim_refresh(now, now.after_seconds(PREFETCH_RETRY))
+            // No longer than it is fresh: what has expired is stale for failures only, and this is none.
+            && entry.claim_refresh(now, now.after_seconds(PREFETCH_RETRY).min(entry.expires()))
     }
 
     /// Notes that upstreams did not answer as long as a client waited: for a while the stale `entry` is given at once.

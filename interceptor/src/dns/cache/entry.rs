@@ -191,7 +191,7 @@ impl Entry {
     }
 
     /// The answer to `query`, whose key this is, at `now`: its ID, letter case, RD and CD, OPT exactly when it has it,
-    /// AD only when it asks for it, and TTLs that have counted down.
+    /// AD only when it asks for it and the answer is fresh, and TTLs that have counted down.
     pub(in crate::dns) fn reply(&self, query: &Query<'_>, now: Moment) -> Vec<u8> {
         let head = self.head();
         let extended = self.extended_error(now);
@@ -199,16 +199,16 @@ impl Entry {
         let question = query.question_octets();
         let body = self.body();
         let length = HEADER_LEN + question.len() + body.len() + BARE_OPT_LEN + text;
+        let is_fresh = self.is_fresh(now);
         let mut reply = Vec::with_capacity(length);
         reply.extend_from_slice(&query.id().to_be_bytes());
-        reply.extend_from_slice(&self.flags_for(query).0.to_be_bytes());
+        reply.extend_from_slice(&self.flags_for(query, is_fresh).0.to_be_bytes());
         for count in [1].iter().chain(&head.counts) {
             reply.extend_from_slice(&u16::to_be_bytes(*count));
         }
         reply.extend_from_slice(question);
         let body_at = reply.len();
         reply.extend_from_slice(body);
-        let is_fresh = self.is_fresh(now);
         let age = now.seconds_since(head.stored);
         for at in self.ttl_offsets() {
             let at = usize::from(at);
@@ -227,10 +227,11 @@ impl Entry {
         reply
     }
 
-    fn flags_for(&self, query: &Query<'_>) -> Flags {
+    /// What has expired may have signatures that have expired as well: nobody vouches for it any more.
+    fn flags_for(&self, query: &Query<'_>, is_fresh: bool) -> Flags {
         let echoed = Flags::RECURSION_DESIRED.with(Flags::CHECKING_DISABLED);
         let flags = self.flags().with(query.flags().only(echoed));
-        if query.wants_authentic_data() {
+        if is_fresh && query.wants_authentic_data() {
             return flags;
         }
         flags.without(Flags::AUTHENTIC_DATA)

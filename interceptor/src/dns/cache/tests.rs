@@ -371,13 +371,16 @@ fn a_network_without_reply_is_remembered_for_a_second() {
 #[test]
 fn a_stale_answer_has_thirty_seconds_and_says_that_it_is_stale() {
     let cache = cache();
-    learn(&cache, &answer("old.example.", 60));
+    let mut old = answer("old.example.", 60);
+    old.metadata.authentic_data = true;
+    learn(&cache, &old);
     let mut missing = empty("missing.example.", ResponseCode::NXDomain);
     missing.add_authority(soa("example.", 60, 60));
     learn(&cache, &missing);
     let later = START.after_seconds(60 + 86_399);
     for (name, code) in [("old.example.", 3), ("missing.example.", 19)] {
-        let asked = testing::edns_query(name, "A", 1232);
+        let mut asked = testing::edns_query(name, "A", 1232);
+        asked[3] |= 0x20;
         let query = Query::parse(&asked).unwrap();
         let key = Key::of(&query, RouteId::DEFAULT).unwrap();
         let Found::Stale(entry) = cache.find(key.as_ref(), later) else {
@@ -386,6 +389,7 @@ fn a_stale_answer_has_thirty_seconds_and_says_that_it_is_stale() {
         let reply = entry.reply(&query, later);
         assert_eq!(testing::extended_error(&reply), Some(code));
         let reply = parse(&reply);
+        assert!(!reply.metadata.authentic_data);
         let mut records = reply.answers.iter().chain(&reply.authorities);
         assert!(records.all(|record| record.ttl == 30));
         assert!(matches!(
@@ -431,6 +435,7 @@ fn a_name_in_use_is_due_once_in_the_last_tenth_of_its_lifetime() {
     assert!(due(90));
     assert!(!due(91), "once");
     assert!(!due(100), "too late");
+    assert!(!entry.is_refresh_postponed(START.after_seconds(100)));
 
     let brief = learn(&cache, &answer("brief.example.", 9)).unwrap();
     brief.count_hits(5);
