@@ -191,6 +191,7 @@ fn dnsdist(addresses: &[IpAddr], upstream: IpAddr) -> String {
          setSecurityPollSuffix(\"\")\n\
          setVerboseHealthChecks(false)\n\
          setMaxUDPOutstanding(65535)\n\
+         setUDPSocketBufferSizes(4194304, 4194304)\n\
          setMaxTCPClientThreads(1)\n\
          newServer({{address=\"{upstream}\"}}):setUp()\n\
          getPool(\"\"):setCache(newPacketCache(100000, {{maxTTL=86400, numberOfShards=1}}))\n"

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::Result;
 use lab::{
-    Capture, FAR_V4, Lab, Namespace, PEER_V4, Process, RESOLVER_V4, RESOLVER_V6, Responder,
-    Routing, Snapshot, VIRTUAL_V4, unprivileged, without_bpf,
+    Capture, FAR_V4, Forwarder, Knot, Lab, Namespace, PEER_V4, Process, RESOLVER_V4, RESOLVER_V6,
+    Responder, Routing, Snapshot, Software, VIRTUAL_V4, unprivileged, without_bpf,
 };
 
 #[test]
@@ -49,6 +49,45 @@ fn without_the_daemon_a_query_to_the_virtual_address_crosses_the_tunnel() -> Res
 
     assert_eq!(answer.trim(), Responder::FAR_ANSWER.to_string());
     capture.wait_for("DNS", |packet| packet.involves_port(53))?;
+    Ok(())
+}
+
+#[test]
+fn every_forwarder_asks_the_authority_once_and_answers_from_its_cache_afterwards() -> Result<()> {
+    let namespace = Namespace::new("peers")?;
+    let addresses = ["192.0.2.53", "192.0.2.1"];
+    for address in addresses {
+        namespace.run(&format!("ip address add {address}/32 dev lo"))?;
+    }
+    let [authority, local] = addresses.map(|address| address.parse().expect("an address"));
+    let records = "$TTL 3600\n@ SOA ns hostmaster 1 3600 600 86400 300\n@ NS ns\nns A 192.0.2.53\n* A 192.0.2.80\n";
+
+    for software in Software::ALL {
+        let knot = Knot::start(
+            &namespace,
+            &[authority],
+            "lab.example",
+            records,
+            "ns.lab.example",
+        )?;
+        let mut forwarder =
+            Forwarder::start(software, &namespace, &[local], authority, "ns.lab.example")?;
+        let ask = |name: &str, transport: &str| {
+            namespace.run(&format!(
+                "dig +short +tries=1 +time=2 {transport} @192.0.2.1 {name}.lab.example"
+            ))
+        };
+
+        for transport in ["+notcp", "+tcp"] {
+            assert_eq!(ask("once", transport)?, "192.0.2.80\n", "{software:?}");
+        }
+        drop(knot);
+
+        for transport in ["+notcp", "+tcp"] {
+            assert_eq!(ask("once", transport)?, "192.0.2.80\n", "{software:?}");
+        }
+        assert!(!forwarder.has_ended(), "{software:?}: {}", forwarder.log());
+    }
     Ok(())
 }
 

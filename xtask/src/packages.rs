@@ -8,14 +8,18 @@ use anyhow::{Context as _, bail};
 use crate::command;
 
 /// What the lab runs, and with it the tests and the demo.
-pub(crate) const LAB: [&str; 13] = [
+pub(crate) const LAB: [&str; 17] = [
     "bind9-dnsutils",
     "bpftool",
     "conntrack",
+    "dnsdist",
+    "dnsmasq-base",
     "iperf3",
     "iproute2",
     "iputils-ping",
+    "knot",
     "knot-dnsutils",
+    "knot-resolver",
     "nftables",
     "procps",
     "tcpdump",

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use lab::{Scratch, Software, finish};
 
 use crate::bench::{Bench, Effort};
@@ -71,11 +71,17 @@ pub(crate) fn measure(suite: &Suite, bench: &mut Bench) -> Result<()> {
                     extent: &effort,
                     server: case.server(&running),
                 };
-                let measured = session.measure(&running, &mut |metric, value| {
+                let mut figures = Vec::new();
+                let measured = session.measure(&running, &mut figures);
+                // Whoever interrupts from a terminal interrupts the subject too: what it did then is not its fault.
+                if bench.interrupted() {
+                    return Ok(());
+                }
+                for (metric, value) in figures {
                     if let Some(series) = table.series(case, metric, subject) {
                         bench.results.add(series, value);
                     }
-                });
+                }
                 if let Some(log) = running.crash() {
                     let reason = format!("ended during `{}`: {}", case.name, last_lines(&log));
                     bench.results.remark(suite.name, subject.name(), &reason);
@@ -262,6 +268,9 @@ impl Table {
     }
 }
 
+/// What a session gave.
+type Figures = Vec<(Metric, f64)>;
+
 /// One subject in one case.
 struct Session<'a> {
     suite: &'a Suite,
@@ -272,8 +281,8 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Hands every figure to `add`; the error tells what was not as it should be.
-    fn measure(&self, running: &Running, add: &mut impl FnMut(Metric, f64)) -> Result<()> {
+    /// Adds every figure there is; the error tells what was not as it should be.
+    fn measure(&self, running: &Running, figures: &mut Figures) -> Result<()> {
         let mut names = Names::new(self.suite.names);
         self.warm(&mut names)?;
         let mut complaints = Vec::new();
@@ -282,41 +291,44 @@ impl Session<'_> {
                 complaints.push(format!("{error:#}"));
             }
         };
-        note(self.latency(&mut names, add));
+        note(self.latency(&mut names, figures));
         if self.case.metrics.contains(&RATE_50) {
-            note(self.at_rate(&mut names, add));
+            note(self.at_rate(&mut names, figures));
         }
-        note(self.throughput(&mut names, add));
+        note(self.throughput(&mut names, figures));
         if self.case.metrics.contains(&DNSPERF) {
-            note(self.dnsperf(&mut names, add));
+            note(self.dnsperf(&mut names, figures));
         }
-        note(self.cost(running, &mut names, add));
+        note(self.cost(running, &mut names, figures));
         ensure!(complaints.is_empty(), "{}", complaints.join("; "));
         Ok(())
     }
 
-    /// Asks for as many names as there are, twice, so that all of them are in cache and all code has run.
+    /// Asks until all names that can be in cache have been asked for twice, and all code has run.
     fn warm(&self, names: &mut Names) -> Result<()> {
+        let enough = match self.suite.names {
+            Kind::Known => 2 * u64::from(HOSTS),
+            Kind::Unique => u64::from(HOSTS) / 4,
+        };
+        let (clients, window) = self.case.cost;
         let mut answered = 0;
         for _ in 0..WARMING {
-            let outcome = self.load(4, 4, Duration::from_millis(50), names)?;
+            let outcome = self.load(clients, window, Duration::from_millis(40), names)?;
             answered += outcome.answered;
-            if answered >= 2 * u64::from(HOSTS) {
+            if answered >= enough {
                 return Ok(());
             }
         }
         bail!("{answered} answers only while it was warmed");
     }
 
-    fn latency(&self, names: &mut Names, add: &mut impl FnMut(Metric, f64)) -> Result<()> {
+    fn latency(&self, names: &mut Names, figures: &mut Figures) -> Result<()> {
         let outcome = self.load(1, 1, self.extent.latency, names)?;
-        add(LATENCY_50, outcome.latency(0.5));
-        add(LATENCY_99, outcome.latency(0.99));
-        add(LATENCY_999, outcome.latency(0.999));
+        percentiles([LATENCY_50, LATENCY_99, LATENCY_999], &outcome, figures);
         clean(&outcome).context("one in flight")
     }
 
-    fn at_rate(&self, names: &mut Names, add: &mut impl FnMut(Metric, f64)) -> Result<()> {
+    fn at_rate(&self, names: &mut Names, figures: &mut Figures) -> Result<()> {
         let plan = Plan {
             server: self.server,
             transport: self.case.transport,
@@ -324,47 +336,42 @@ impl Session<'_> {
             time: self.extent.rate,
         };
         let outcome = plan.run(&self.stage.client, names)?;
-        add(RATE_50, outcome.latency(0.5));
-        add(RATE_99, outcome.latency(0.99));
-        add(RATE_999, outcome.latency(0.999));
+        percentiles([RATE_50, RATE_99, RATE_999], &outcome, figures);
         clean(&outcome).with_context(|| format!("at {RATE}/s"))
     }
 
-    fn throughput(&self, names: &mut Names, add: &mut impl FnMut(Metric, f64)) -> Result<()> {
+    fn throughput(&self, names: &mut Names, figures: &mut Figures) -> Result<()> {
         let mut best: Option<f64> = None;
-        let mut complaint = None;
+        let mut complaint = anyhow!("no load to put on it");
         for &(clients, window) in self.case.loads {
             let outcome = self.load(clients, window, self.extent.throughput, names)?;
             match clean(&outcome) {
                 Ok(()) => best = Some(best.unwrap_or(0.0).max(outcome.per_second())),
                 Err(error) => {
-                    complaint = Some(error.context(format!("{} in flight", clients * window)));
+                    complaint = error.context(format!("{} in flight", clients * window));
                 }
             }
         }
-        if let Some(best) = best {
-            add(THROUGHPUT, best);
-        }
-        complaint.map_or(Ok(()), Err)
+        let Some(best) = best else {
+            return Err(complaint.context("there is no load without loss"));
+        };
+        figures.push((THROUGHPUT, best));
+        Ok(())
     }
 
-    fn cost(
-        &self,
-        running: &Running,
-        names: &mut Names,
-        add: &mut impl FnMut(Metric, f64),
-    ) -> Result<()> {
+    fn cost(&self, running: &Running, names: &mut Names, figures: &mut Figures) -> Result<()> {
         let _statistics = BpfStatistics::enable()?;
         let (clients, window) = self.case.cost;
         let before = running.meter.read()?;
         let outcome = self.load(clients, window, self.extent.cost, names)?;
         let spent = running.meter.read()?.saturating_sub(before);
         ensure!(outcome.answered > 0, "no answers");
-        add(COST, spent.as_secs_f64() * 1e6 / outcome.answered as f64);
-        Ok(())
+        let each = spent.as_secs_f64() * 1e6 / outcome.answered as f64;
+        figures.push((COST, each));
+        clean(&outcome).context("while its CPU time was taken")
     }
 
-    fn dnsperf(&self, names: &mut Names, add: &mut impl FnMut(Metric, f64)) -> Result<()> {
+    fn dnsperf(&self, names: &mut Names, figures: &mut Figures) -> Result<()> {
         let _pinned = Pinned::to(Side::Load)?;
         let scratch = Scratch::new()?;
         let queries = scratch.write("queries", names.text(self.dnsperf_queries()))?;
@@ -392,7 +399,7 @@ impl Session<'_> {
             );
         };
         ensure!(lost < 1.0, "dnsperf lost {lost} queries");
-        add(DNSPERF, rate);
+        figures.push((DNSPERF, rate));
         Ok(())
     }
 
@@ -418,6 +425,15 @@ impl Session<'_> {
             time,
         };
         plan.run(&self.stage.client, names)
+    }
+}
+
+/// Without answers there is no latency, least of all one of zero.
+fn percentiles([p50, p99, p999]: [Metric; 3], outcome: &Outcome, figures: &mut Figures) {
+    if outcome.answered > 0 {
+        figures.push((p50, outcome.latency(0.5)));
+        figures.push((p99, outcome.latency(0.99)));
+        figures.push((p999, outcome.latency(0.999)));
     }
 }
 
@@ -450,7 +466,7 @@ fn last_lines(log: &str) -> String {
 }
 
 /// How often a short load is put on a subject to warm it.
-const WARMING: u32 = 100;
+const WARMING: u32 = 500;
 
 #[cfg(test)]
 mod tests {

@@ -144,3 +144,97 @@ impl Outcome {
         self.example.get_or_insert_with(|| format!("{error:#}"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lab::{Responder, dns};
+
+    use super::names::Kind;
+    use super::*;
+    use crate::peers::Null;
+
+    #[test]
+    fn every_answer_of_a_server_that_answers_counts() -> Result<()> {
+        let namespace = Namespace::new("load")?;
+        let address = [127, 0, 0, 1].into();
+        let _null = Null::start(&namespace, &[address])?;
+        for (transport, pace) in [
+            (Transport::Udp, closed(1, 1)),
+            (Transport::Udp, closed(3, 100)),
+            (Transport::Udp, Pace::Rate(1_000)),
+            (Transport::Tcp, closed(3, 4)),
+            (Transport::TcpEach, closed(3, 1)),
+        ] {
+            for kind in [Kind::Known, Kind::Unique] {
+                let plan = plan(transport, pace);
+
+                let outcome = plan.run(&namespace, &mut Names::new(kind))?;
+
+                assert!(outcome.is_clean(), "{plan:?}: {outcome:?}");
+                assert!(outcome.per_second() > 0.0);
+                assert!(outcome.latency(0.5) <= outcome.latency(0.999));
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_not_answered_is_lost_and_what_is_answered_wrongly_is_wrong() -> Result<()> {
+        let namespace = Namespace::new("load")?;
+        let mut number = 0;
+        let _responder = Responder::start(&namespace, server(), move |query| {
+            number += 1;
+            match number % 3 {
+                0 => Vec::new(),
+                1 => dns::error_reply(query, dns::ResponseCode::ServFail)
+                    .into_iter()
+                    .collect(),
+                _ => dns::address_reply(query, names::WILDCARD)
+                    .into_iter()
+                    .collect(),
+            }
+        })?;
+        for pace in [closed(1, 8), closed(2, 8), Pace::Rate(200)] {
+            let plan = plan(Transport::Udp, pace);
+
+            let outcome = plan.run(&namespace, &mut Names::new(Kind::Unique))?;
+
+            assert!(outcome.lost > 0 && outcome.wrong > 0 && outcome.answered > 0);
+            assert_eq!(outcome.example.as_deref(), Some("response code 2"));
+            assert!(!outcome.is_clean());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn where_nobody_listens_queries_over_udp_are_lost_and_connections_fail() -> Result<()> {
+        let namespace = Namespace::new("load")?;
+        let mut names = Names::new(Kind::Known);
+
+        let udp = plan(Transport::Udp, closed(2, 4)).run(&namespace, &mut names)?;
+        let each = plan(Transport::TcpEach, closed(2, 1)).run(&namespace, &mut names);
+        let kept = plan(Transport::Tcp, closed(2, 1)).run(&namespace, &mut names);
+
+        assert!(udp.lost > 0 && udp.answered == 0);
+        assert!(each.is_err() || each.is_ok_and(|outcome| outcome.lost > 0));
+        assert!(kept.is_err());
+        Ok(())
+    }
+
+    fn closed(clients: u16, window: u16) -> Pace {
+        Pace::Closed { clients, window }
+    }
+
+    fn plan(transport: Transport, pace: Pace) -> Plan {
+        Plan {
+            server: server(),
+            transport,
+            pace,
+            time: Duration::from_millis(100),
+        }
+    }
+
+    fn server() -> SocketAddr {
+        SocketAddr::new([127, 0, 0, 1].into(), 53)
+    }
+}

@@ -18,7 +18,7 @@ use lab::{
 use crate::load::names::{HOSTS, WILDCARD, ZONE, host_address};
 use crate::pin::{Pinned, Side};
 pub(crate) use cost::{BpfStatistics, Meter};
-use null::Null;
+pub(crate) use null::Null;
 
 /// Somebody to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,7 +156,7 @@ impl Stage {
         let _pinned = Pinned::to(Side::Subject)?;
         match subject {
             Subject::Null => {
-                let null = Null::start(&self.client, [LOCAL_V4, LOCAL_V6])?;
+                let null = Null::start(&self.client, &[LOCAL_V4, LOCAL_V6])?;
                 let configuration = "one thread for UDP and one for TCP, within the benchmark\n";
                 Ok(Running::new(
                     [LOCAL_V4, LOCAL_V6],

@@ -12,13 +12,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use lab::Namespace;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::gettid;
 
 use super::Meter;
 use crate::load::names::address_of;
 
 /// The threads of the responder; they end when this is dropped.
-pub(super) struct Null {
+pub(crate) struct Null {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     ids: Vec<i32>,
@@ -26,15 +27,16 @@ pub(super) struct Null {
 
 impl Null {
     /// Answers at port 53 of these addresses, on the processor of the calling thread.
-    pub(super) fn start(namespace: &Namespace, addresses: [IpAddr; 2]) -> Result<Self> {
+    pub(crate) fn start(namespace: &Namespace, addresses: &[IpAddr]) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
         let (started, ids) = channel();
         let mut listeners = Vec::new();
         for address in addresses {
-            let address = SocketAddr::new(address, 53);
+            let address = SocketAddr::new(*address, 53);
             let socket = namespace.udp(address)?;
             socket.set_read_timeout(Some(NAP))?;
+            setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
             let (stop, started) = (Arc::clone(&stop), started.clone());
             threads.push(thread::spawn(move || datagrams(&socket, &stop, &started)));
             let listener = namespace.listen(address)?;
@@ -167,6 +169,8 @@ fn answer(message: &mut [u8; MESSAGE], length: usize) -> Option<&[u8]> {
 
 /// Longer than a reply to any query of the generator, octets.
 const MESSAGE: usize = 512;
+/// Of the UDP sockets, octets: as much as the peers have that can be told.
+const BUFFER: usize = 4 << 20;
 /// How often it is looked whether to end.
 const NAP: Duration = Duration::from_millis(50);
 
