@@ -32,8 +32,9 @@ impl Bench {
         }
     }
 
-    pub(crate) fn results(self) -> Results {
-        self.results
+    /// What was measured until now.
+    pub(crate) fn results(&self) -> Results {
+        self.results.clone()
     }
 
     pub(crate) fn effort(&self) -> Effort {

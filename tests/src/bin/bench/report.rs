@@ -1,5 +1,8 @@
 //! The report: what every measurement gave, its statistics, and the files and tables made of them.
 
+mod plot;
+mod ratio;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
@@ -9,28 +12,15 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use crate::machine::Machine;
+use plot::Plot;
+use ratio::{Ratio, Verdict};
 
-/// What was measured so far.
-#[derive(Debug, Default)]
+/// What was measured so far, and what has to be said about it.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Results {
     series: Vec<(Label, Vec<f64>)>,
     remarks: Vec<Remark>,
     configurations: Vec<Configuration>,
-}
-
-/// Something that went wrong with a subject, or was not to be had.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Remark {
-    suite: &'static str,
-    subject: &'static str,
-    text: String,
-}
-
-/// What a subject was told, whole.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Configuration {
-    subject: &'static str,
-    text: String,
 }
 
 /// One line of [`Results`].
@@ -59,6 +49,21 @@ pub(crate) enum Better {
     Higher,
 }
 
+/// Something that went wrong with a subject, or was not to be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Remark {
+    suite: &'static str,
+    subject: &'static str,
+    text: String,
+}
+
+/// What a subject was told, whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Configuration {
+    subject: &'static str,
+    text: String,
+}
+
 impl Results {
     /// Begins a series; without runs it does not get into the report.
     pub(crate) fn series(&mut self, label: Label) -> Series {
@@ -75,22 +80,24 @@ impl Results {
 
     /// Notes what went wrong with a subject; once, however often.
     pub(crate) fn remark(&mut self, suite: &'static str, subject: &'static str, text: &str) {
-        let text = text.to_owned();
         let remark = Remark {
             suite,
             subject,
-            text,
+            text: text.to_owned(),
         };
         if !self.remarks.contains(&remark) {
+            eprintln!("{suite}: {subject}: {text}");
             self.remarks.push(remark);
         }
     }
 
     /// Notes what a subject was told; the last counts.
     pub(crate) fn configuration(&mut self, subject: &'static str, text: &str) {
-        let text = text.to_owned();
         self.configurations.retain(|known| known.subject != subject);
-        self.configurations.push(Configuration { subject, text });
+        self.configurations.push(Configuration {
+            subject,
+            text: text.to_owned(),
+        });
     }
 }
 
@@ -102,6 +109,8 @@ pub(crate) struct Report {
     incomplete: Option<String>,
     machine: Machine,
     rows: Vec<Row>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ratios: Vec<Ratio>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     remarks: Vec<Remark>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -127,25 +136,33 @@ impl Report {
             mut configurations,
         } = results;
         configurations.sort_by_key(|configuration| configuration.subject);
+        let rows: Vec<Row> = series
+            .into_iter()
+            .filter_map(|(label, runs)| Row::new(label, &runs))
+            .collect();
         Self {
             incomplete,
             machine,
-            rows: series
-                .into_iter()
-                .filter_map(|(label, runs)| Row::new(label, &runs))
-                .collect(),
+            ratios: ratio::ratios(&rows),
+            rows,
             remarks,
             configurations,
         }
     }
 
-    /// Writes `report.json` and `report.md` into the folder, each whole or not at all.
+    /// Writes `report.json`, the plots and `report.md` into the folder, each whole or not at all.
     ///
     /// `methods` says of each suite how it measures.
     pub(crate) fn write(&self, folder: &Path, methods: &[(&str, &str)]) -> Result<()> {
         let mut json = serde_json::to_string_pretty(self).context("cannot write JSON")?;
         json.push('\n');
-        for (name, text) in [("report.json", json), ("report.md", self.markdown(methods))] {
+        let plots = plot::plots(&self.rows);
+        let markdown = self.markdown(methods, &plots);
+        let pictures = plots.into_iter().map(|plot| (plot.file, plot.svg));
+        let files = [("report.json".to_owned(), json)]
+            .into_iter()
+            .chain(pictures);
+        for (name, text) in files.chain([("report.md".to_owned(), markdown)]) {
             let path = folder.join(name);
             replace(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
         }
@@ -162,43 +179,95 @@ impl Report {
         aligned(HEADINGS, &cells)
     }
 
-    fn markdown(&self, methods: &[(&str, &str)]) -> String {
+    /// How the product stands against the others in the suite, for people; Markdown, empty where there are none.
+    pub(crate) fn comparison(&self, suite: &str) -> String {
+        let ratios = self.ratios.iter().filter(|ratio| ratio.suite == suite);
+        let cells: Vec<_> = ratios.map(compared).collect();
+        if cells.is_empty() {
+            return String::new();
+        }
+        aligned(COMPARISON, &cells)
+    }
+
+    fn markdown(&self, methods: &[(&str, &str)], plots: &[Plot]) -> String {
         let mut text = "# Benchmark\n\n".to_owned();
         if let Some(reason) = &self.incomplete {
             let _ = writeln!(text, "**This report is incomplete**: {reason}.\n");
         }
         text += &self.circumstances();
+        text += &self.remarks();
+        text += &self.slower();
         for (suite, method) in methods {
             let table = self.table(suite);
             let _ = write!(text, "\n## {suite}\n\n{method}\n\n{table}");
-            let remarks = self.remarks.iter().filter(|remark| remark.suite == *suite);
-            for (
-                index,
-                Remark {
-                    subject,
-                    text: what,
-                    ..
-                },
-            ) in remarks.enumerate()
-            {
-                let gap = if index == 0 { "\n" } else { "" };
-                let _ = writeln!(text, "{gap}- **{subject}**: {what}");
+            let comparison = self.comparison(suite);
+            if !comparison.is_empty() {
+                let _ = write!(text, "\n{ABOUT_RATIOS}\n\n{comparison}");
+            }
+            for plot in plots.iter().filter(|plot| plot.suite == *suite) {
+                let _ = write!(text, "\n![{}]({})\n", plot.title, plot.file);
             }
         }
-        for (
-            index,
-            Configuration {
-                subject,
-                text: told,
-            },
-        ) in self.configurations.iter().enumerate()
+        text += &self.configurations();
+        text
+    }
+
+    fn remarks(&self) -> String {
+        let mut text = String::new();
+        if !self.remarks.is_empty() {
+            text += "\n## What went wrong\n\n";
+        }
+        for Remark {
+            suite,
+            subject,
+            text: what,
+        } in &self.remarks
         {
-            let heading = if index == 0 {
-                "\n## Configurations\n"
-            } else {
-                ""
+            let _ = writeln!(text, "- {suite}: **{subject}**: {what}");
+        }
+        text
+    }
+
+    /// What somebody else does better.
+    fn slower(&self) -> String {
+        if self.ratios.is_empty() {
+            return String::new();
+        }
+        let mut text = "\n## Worse than another\n\n".to_owned();
+        let worse: Vec<_> = self
+            .ratios
+            .iter()
+            .filter(|ratio| ratio.is_worse())
+            .collect();
+        if worse.is_empty() {
+            text += "Nothing that was measured.\n";
+        }
+        for ratio in worse {
+            let sure = match ratio.verdict() {
+                Verdict::Undecided => ", but not in every round",
+                Verdict::Better | Verdict::Worse => "",
             };
-            let _ = write!(text, "{heading}\n### {subject}\n\n```\n{told}```\n");
+            let _ = writeln!(
+                text,
+                "- {}, {}: {} of {} is {:.3} times that of {}{sure}",
+                ratio.suite, ratio.case, ratio.metric, ratio.subject, ratio.median, ratio.against
+            );
+        }
+        text
+    }
+
+    fn configurations(&self) -> String {
+        let mut text = String::new();
+        if !self.configurations.is_empty() {
+            text += "\n## Configurations\n";
+        }
+        for Configuration {
+            subject,
+            text: told,
+        } in &self.configurations
+        {
+            let told = told.trim_end();
+            let _ = write!(text, "\n### {subject}\n\n```\n{told}\n```\n");
         }
         text
     }
@@ -238,11 +307,9 @@ impl Row {
         let mut sorted = runs.to_vec();
         sorted.sort_by(f64::total_cmp);
         let (&min, &max) = (sorted.first()?, sorted.last()?);
-        let upper = *sorted.get(sorted.len() / 2)?;
-        let lower = *sorted.get((sorted.len() - 1) / 2)?;
         Some(Self {
             label,
-            median: rounded(f64::midpoint(lower, upper)),
+            median: rounded(median(&sorted)?),
             min: rounded(min),
             max: rounded(max),
             runs: runs.iter().copied().map(rounded).collect(),
@@ -257,7 +324,6 @@ impl Row {
             unit,
             ..
         } = &self.label;
-        let figure = |value: f64| format!("{value:.2}");
         [
             case.clone(),
             (*subject).to_owned(),
@@ -270,6 +336,59 @@ impl Row {
     }
 }
 
+/// The middle one of sorted values, or the mean of the two in the middle.
+fn median(sorted: &[f64]) -> Option<f64> {
+    let upper = *sorted.get(sorted.len() / 2)?;
+    let lower = *sorted.get((sorted.len() - 1) / 2)?;
+    Some(f64::midpoint(lower, upper))
+}
+
+/// A figure for people: as many digits as can mean something.
+fn figure(value: f64) -> String {
+    let size = value.abs();
+    if size >= 999.5 {
+        return thousands(value);
+    }
+    if size >= 99.95 {
+        return format!("{value:.1}");
+    }
+    format!("{value:.2}")
+}
+
+/// Without a fraction, in groups of three digits.
+fn thousands(value: f64) -> String {
+    let digits = format!("{:.0}", value.abs());
+    let mut text = if value < 0.0 { "-" } else { "" }.to_owned();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn compared(ratio: &Ratio) -> [String; COMPARISON.len()] {
+    let verdict = match ratio.verdict() {
+        Verdict::Better => "better",
+        Verdict::Worse => "worse",
+        Verdict::Undecided => "undecided",
+    };
+    let times = |value: f64| format!("{value:.3}");
+    [
+        ratio.case.clone(),
+        format!("{} / {}", ratio.subject, ratio.against),
+        ratio.metric.to_owned(),
+        verdict.to_owned(),
+        times(ratio.median),
+        times(ratio.min),
+        times(ratio.max),
+    ]
+}
+
+const ABOUT_RATIOS: &str =
+    "Ratios, round by round; `undecided` where rounds contradict each other:";
+const COMPARISON: [&str; 7] = ["case", "ratio", "metric", "verdict", "median", "min", "max"];
 const HEADINGS: [&str; 7] = ["case", "subject", "metric", "unit", "median", "min", "max"];
 /// Columns from this one on are numbers.
 const FIRST_FIGURE: usize = 4;
@@ -384,7 +503,7 @@ mod tests {
 
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["incomplete"], "interrupted");
-        let markdown = report.markdown(&[("classify", "By counting.")]);
+        let markdown = report.markdown(&[("classify", "By counting.")], &[]);
         assert!(markdown.contains("**This report is incomplete**: interrupted."));
     }
 
@@ -427,7 +546,57 @@ mod tests {
         assert!(serde_json::from_str::<Value>(&json).is_ok());
         let markdown = fs::read_to_string(folder.path().join("report.md")).unwrap();
         assert!(markdown.contains("## classify\n\nBy counting.\n\n| case"));
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn what_could_not_be_measured_and_how_others_were_set_up_is_told() {
+        let mut results = Results::default();
+        results.remark("answer", "kresd", "crashed: signal 11");
+        results.remark("answer", "kresd", "crashed: signal 11");
+        results.configuration("unbound", "server:\n  num-threads: 1\n");
+
+        let report = Report::new(Machine::here(Effort::Full), results, None);
+
+        let markdown = report.markdown(&[], &[]);
+        assert_eq!(
+            markdown
+                .matches("answer: **kresd**: crashed: signal 11")
+                .count(),
+            1
+        );
+        assert!(markdown.contains("### unbound\n\n```\nserver:\n  num-threads: 1\n```"));
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["remarks"][0]["subject"], "kresd");
+        assert_eq!(json["configurations"][0]["subject"], "unbound");
+    }
+
+    #[test]
+    fn what_another_does_better_is_named() {
+        let mut results = Results::default();
+        for (subject, runs) in [("unbound", [1.0, 2.0]), ("interceptor", [2.0, 4.0])] {
+            let series = results.series(Label {
+                subject,
+                ..label("cached")
+            });
+            runs.map(|run| results.add(series, run));
+        }
+
+        let report = Report::new(Machine::here(Effort::Full), results, None);
+
+        let told = "- classify, cached: time over an empty program of interceptor is 2.000 times that of unbound\n";
+        assert!(report.markdown(&[], &[]).contains(told));
+        assert!(report.comparison("classify").contains("| worse"));
+    }
+
+    #[test]
+    fn figures_have_the_digits_that_mean_something() {
+        let figures = [0.123, 12.345, 123.456, 1234.5, 1_234_567.0, -1234.0].map(figure);
+
+        assert_eq!(
+            figures,
+            ["0.12", "12.35", "123.5", "1,234", "1,234,567", "-1,234"]
+        );
     }
 
     #[test]
