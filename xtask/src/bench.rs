@@ -11,7 +11,15 @@ use clap::Args;
 use crate::{binaries, command, packages, workspace};
 
 /// The suites, each with the Debian packages that it needs.
-const SUITES: [(&str, &[&str]); 3] = [("classify", &[]), ("answer", &PEERS), ("forward", &PEERS)];
+const SUITES: [(&str, &[&str]); 4] = [
+    ("classify", &[]),
+    ("tunnel", &TUNNEL),
+    ("answer", &PEERS),
+    ("forward", &PEERS),
+];
+
+/// What a WireGuard tunnel between namespaces takes.
+const TUNNEL: [&str; 3] = ["iproute2", "wireguard-go", "wireguard-tools"];
 
 /// What answers beside interceptor, and what asks.
 const PEERS: [&str; 9] = [
@@ -101,7 +109,7 @@ mod tests {
 
         assert_eq!(
             error.to_string(),
-            "no suite `clasify`; there is: classify, answer, forward"
+            "no suite `clasify`; there is: classify, tunnel, answer, forward"
         );
     }
 

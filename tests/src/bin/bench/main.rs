@@ -3,6 +3,7 @@
 mod answer;
 mod bench;
 mod classify;
+mod cpu;
 mod forward;
 mod interrupt;
 mod load;
@@ -12,6 +13,7 @@ mod pin;
 mod progress;
 mod report;
 mod serving;
+mod tunnel;
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -28,11 +30,16 @@ use crate::machine::Machine;
 use crate::report::Report;
 
 /// Every suite, in the order in which they run.
-const SUITES: [Suite; 3] = [
+const SUITES: [Suite; 4] = [
     Suite {
         name: classify::NAME,
         method: classify::METHOD,
         run: classify::run,
+    },
+    Suite {
+        name: tunnel::NAME,
+        method: tunnel::METHOD,
+        run: tunnel::run,
     },
     Suite {
         name: answer::NAME,
@@ -186,7 +193,7 @@ mod tests {
 
         assert_eq!(
             message,
-            "no suite `clasify`; there is classify answer forward"
+            "no suite `clasify`; there is classify tunnel answer forward"
         );
     }
 }
