@@ -11,11 +11,13 @@ use clap::Args;
 use crate::{binaries, command, packages, workspace};
 
 /// The suites, each with the Debian packages that it needs.
-const SUITES: [(&str, &[&str]); 4] = [
+const SUITES: [(&str, &[&str]); 6] = [
     ("classify", &[]),
     ("tunnel", &TUNNEL),
     ("answer", &PEERS),
     ("forward", &PEERS),
+    ("reader", &PEERS),
+    ("scale", &["iproute2", "knot"]),
 ];
 
 /// What a WireGuard tunnel between namespaces takes.
@@ -109,7 +111,7 @@ mod tests {
 
         assert_eq!(
             error.to_string(),
-            "no suite `clasify`; there is: classify, tunnel, answer, forward"
+            "no suite `clasify`; there is: classify, tunnel, answer, forward, reader, scale"
         );
     }
 

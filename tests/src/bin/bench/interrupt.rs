@@ -27,6 +27,7 @@ impl Interrupt {
         thread::spawn(move || {
             while signals.wait().is_ok() {
                 if flag.swap(true, Ordering::SeqCst) {
+                    lab::remove_all();
                     process::exit(EXIT_CODE.into());
                 }
                 eprintln!("\ninterrupted: writing down what there is; once more ends it at once");

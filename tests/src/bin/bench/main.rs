@@ -11,13 +11,15 @@ mod machine;
 mod peers;
 mod pin;
 mod progress;
+mod reader;
 mod report;
+mod scale;
 mod serving;
 mod tunnel;
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
@@ -30,7 +32,7 @@ use crate::machine::Machine;
 use crate::report::Report;
 
 /// Every suite, in the order in which they run.
-const SUITES: [Suite; 4] = [
+const SUITES: [Suite; 6] = [
     Suite {
         name: classify::NAME,
         method: classify::METHOD,
@@ -50,6 +52,16 @@ const SUITES: [Suite; 4] = [
         name: forward::NAME,
         method: forward::METHOD,
         run: forward::run,
+    },
+    Suite {
+        name: reader::NAME,
+        method: reader::METHOD,
+        run: reader::run,
+    },
+    Suite {
+        name: scale::NAME,
+        method: scale::METHOD,
+        run: scale::run,
     },
 ];
 
@@ -120,43 +132,76 @@ fn run(options: &Options, suites: &[&Suite]) -> Result<Outcome> {
         bail!("measuring loads BPF programs and needs root: run `cargo xtask bench`, or use sudo");
     }
     std::fs::create_dir_all(&options.out)
-        .with_context(|| format!("cannot create {}", options.out.display()))?;
+        .with_context(|| format!("cannot create the folder {}", options.out.display()))?;
     let effort = if options.quick {
         Effort::Quick
     } else {
         Effort::Full
     };
-    let machine = Machine::here(effort);
+    let keeper = Keeper {
+        machine: Machine::here(effort),
+        out: &options.out,
+        methods: suites
+            .iter()
+            .map(|suite| (suite.name, suite.method))
+            .collect(),
+    };
     let mut bench = Bench::new(effort, Interrupt::watch()?);
-    let failure = measure(&mut bench, suites).err();
+    let failure = measure(&mut bench, suites, &keeper).err();
     let interrupted = bench.interrupted();
     let incomplete = match &failure {
+        // What a signal to all of the terminal's processes has ended looks like a failure.
+        _ if interrupted => Some("interrupted".to_owned()),
         Some(error) => Some(format!("{error:#}")),
-        None => interrupted.then(|| "interrupted".to_owned()),
+        None => None,
     };
-    let methods = suites.iter().map(|suite| (suite.name, suite.method));
-    let report = Report::new(machine, bench.results(), incomplete);
-    let written = report.write(&options.out, &methods.collect::<Vec<_>>());
+    let report = keeper.report(&bench, incomplete);
+    let written = report.write(&options.out, &keeper.methods);
 
     // The figures took long to get: they are shown even where they cannot be kept.
     let mut stdout = io::stdout().lock();
     for suite in suites {
-        writeln!(stdout, "\n{}\n\n{}", suite.name, report.table(suite.name))
+        let (table, comparison) = (report.table(suite.name), report.comparison(suite.name));
+        writeln!(stdout, "\n{}\n\n{table}\n{comparison}", suite.name)
             .context("cannot print the results")?;
     }
     written?;
     eprintln!("The report is in {}", options.out.display());
     match failure {
+        _ if interrupted => Ok(Outcome::Interrupted),
         Some(error) => Err(error),
-        None if interrupted => Ok(Outcome::Interrupted),
         None => Ok(Outcome::Complete),
     }
 }
 
-fn measure(bench: &mut Bench, suites: &[&Suite]) -> Result<()> {
-    for suite in suites {
+/// Keeps what there is after every suite, so that even a run that is killed leaves a report.
+struct Keeper<'a> {
+    machine: Machine,
+    out: &'a Path,
+    /// What each suite says of how it measures.
+    methods: Vec<(&'static str, &'static str)>,
+}
+
+impl Keeper<'_> {
+    fn report(&self, bench: &Bench, incomplete: Option<String>) -> Report {
+        Report::new(self.machine.clone(), bench.results(), incomplete)
+    }
+
+    fn keep(&self, bench: &Bench, next: &str) -> Result<()> {
+        let report = self.report(bench, Some(format!("it ended without a word in {next}")));
+        report.write(self.out, &self.methods)
+    }
+}
+
+fn measure(bench: &mut Bench, suites: &[&Suite], keeper: &Keeper<'_>) -> Result<()> {
+    for (index, suite) in suites.iter().enumerate() {
         if bench.interrupted() {
             break;
+        }
+        let kept = keeper.keep(bench, suite.name);
+        if index == 0 {
+            // Before anything is measured that could not be kept; later on, the last report tells.
+            kept?;
         }
         (suite.run)(bench).with_context(|| format!("suite {}", suite.name))?;
     }
@@ -193,7 +238,7 @@ mod tests {
 
         assert_eq!(
             message,
-            "no suite `clasify`; there is classify tunnel answer forward"
+            "no suite `clasify`; there is classify tunnel answer forward reader scale"
         );
     }
 }

@@ -1,7 +1,7 @@
-//! How far a suite is: a line that is written over on a terminal, two lines elsewhere.
+//! How far a suite is: a bar that is written over on a terminal, and elsewhere a line for every tenth of it.
 
 use std::io::{self, IsTerminal as _, Write as _};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const WIDTH: usize = 30;
 
@@ -32,10 +32,15 @@ impl Progress {
     /// Shows what the next step is.
     pub(crate) fn step(&mut self, what: &str) {
         if self.terminal {
-            let line = line(self.suite, self.done, self.steps, what);
+            let left = remaining(self.begin.elapsed(), self.done, self.steps);
+            let line = line(self.suite, self.done, self.steps, left, what);
             eprint!("\r\x1b[K{line}");
             // A terminal that is gone is no reason to stop measuring.
             let _ = io::stderr().flush();
+        } else if self.done > 0 && tenths(self.done, self.steps) > tenths(self.done - 1, self.steps)
+        {
+            let (suite, done, steps) = (self.suite, self.done, self.steps);
+            eprintln!("{suite}: {done} of {steps} steps, next: {what}");
         }
         self.done += 1;
     }
@@ -52,11 +57,26 @@ impl Drop for Progress {
     }
 }
 
-fn line(suite: &str, done: usize, steps: usize, what: &str) -> String {
+fn line(suite: &str, done: usize, steps: usize, left: Option<Duration>, what: &str) -> String {
     let filled = (done * WIDTH).checked_div(steps).unwrap_or(WIDTH);
     let percent = (done * 100).checked_div(steps).unwrap_or(100);
     let bar = "█".repeat(filled) + &"░".repeat(WIDTH.saturating_sub(filled));
-    format!("{suite} {bar} {percent:>3}% {what:.40}")
+    let left = left.map_or_else(String::new, |left| {
+        let seconds = left.as_secs();
+        format!(" {}:{:02} left", seconds / 60, seconds % 60)
+    });
+    format!("{suite} {bar} {percent:>3}%{left} {what:.40}")
+}
+
+/// How long the rest takes if it goes on as it went; `None` before the first step is done.
+fn remaining(elapsed: Duration, done: usize, steps: usize) -> Option<Duration> {
+    let done = u32::try_from(done).ok().filter(|done| *done > 0)?;
+    let left = u32::try_from(steps).ok()?.saturating_sub(done);
+    elapsed.checked_mul(left).map(|time| time / done)
+}
+
+fn tenths(done: usize, steps: usize) -> usize {
+    (done * 10).checked_div(steps).unwrap_or(10)
 }
 
 #[cfg(test)]
@@ -65,14 +85,29 @@ mod tests {
 
     #[test]
     fn half_of_the_steps_fill_half_of_the_bar() {
-        let line = line("classify", 5, 10, "unmatched");
+        let line = line(
+            "classify",
+            5,
+            10,
+            Some(Duration::from_secs(75)),
+            "unmatched",
+        );
 
         assert_eq!(line.matches('█').count(), WIDTH / 2);
-        assert!(line.ends_with(" 50% unmatched"), "{line}");
+        assert!(line.ends_with(" 50% 1:15 left unmatched"), "{line}");
+    }
+
+    #[test]
+    fn the_rest_takes_as_long_as_what_is_done() {
+        let minute = Duration::from_secs(60);
+
+        assert_eq!(remaining(minute, 5, 10), Some(minute));
+        assert_eq!(remaining(minute, 10, 10), Some(Duration::ZERO));
+        assert_eq!(remaining(minute, 0, 10), None);
     }
 
     #[test]
     fn a_suite_without_steps_is_done() {
-        assert!(line("none", 0, 0, "").contains("100%"));
+        assert!(line("none", 0, 0, None, "").contains("100%"));
     }
 }

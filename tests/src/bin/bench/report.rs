@@ -28,7 +28,7 @@ pub(crate) struct Results {
 pub(crate) struct Series(usize);
 
 /// What a series of runs measures.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Label {
     pub(crate) suite: &'static str,
     /// The circumstances that all subjects of a comparison share.
@@ -69,6 +69,12 @@ impl Results {
     pub(crate) fn series(&mut self, label: Label) -> Series {
         self.series.push((label, Vec::new()));
         Series(self.series.len() - 1)
+    }
+
+    /// The series with this label, begun where there is none yet.
+    pub(crate) fn series_of(&mut self, label: Label) -> Series {
+        let known = self.series.iter().position(|(known, _)| *known == label);
+        known.map_or_else(|| self.series(label), Series)
     }
 
     /// Adds what one run gave.

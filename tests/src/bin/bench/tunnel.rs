@@ -4,19 +4,16 @@ mod path;
 mod pump;
 mod traffic;
 
-use std::fmt::Write as _;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use lab::{Daemon, Scratch};
-use rand::rngs::Xoshiro256PlusPlus;
-use rand::{RngExt as _, SeedableRng as _};
 
 use crate::bench::{Bench, Effort};
 use crate::progress::Progress;
 use crate::report::{Better, Label, Results, Series};
+use crate::scale::configuration;
 use path::{Filter, Path};
 
 pub(crate) const NAME: &str = "tunnel";
@@ -35,7 +32,6 @@ a program that reads every packet from a TUN device of its own and writes it on,
 
 /// Rules of the second daemon.
 const RULES: usize = 1_000;
-const SEED: u64 = 0x1ce7;
 
 pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let (rounds, time) = match bench.effort() {
@@ -43,7 +39,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
         Effort::Full => (16, Duration::from_millis(1_500)),
     };
     let scratch = Scratch::new()?;
-    let text = rules();
+    let text = configuration(RULES);
     let rules = scratch.write("rules.toml", &text)?;
     let rules = rules.display().to_string();
     bench.results.configuration(
@@ -190,27 +186,6 @@ impl Measured {
     }
 }
 
-/// A configuration with rules for addresses scattered over 10.0.0.0/8, apart from the tunnel's own network.
-fn rules() -> String {
-    let mut random = Xoshiro256PlusPlus::seed_from_u64(SEED);
-    let mut addresses = std::collections::BTreeSet::new();
-    while addresses.len() < RULES {
-        let address = Ipv4Addr::from_bits(random.random::<u32>() >> 8 | 10 << 24);
-        if address.octets()[1] != 9 {
-            addresses.insert(address);
-        }
-    }
-    let mut text = String::new();
-    for address in addresses {
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "[[rule]]\ndestination = \"{address}\"\nservice = \"dns\"\n"
-        );
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,10 +210,5 @@ mod tests {
 
             assert_eq!(seen, [2; 4]);
         }
-    }
-
-    #[test]
-    fn the_rules_are_as_many_as_are_told() {
-        assert_eq!(rules().matches("[[rule]]").count(), RULES);
     }
 }

@@ -189,9 +189,19 @@ impl Stage {
             TunnelKind::Bare => self.tun.name().to_owned(),
             TunnelKind::WireGuard => self.wireguard()?.client_interface().to_owned(),
         };
+        self.daemon(&interface, variant.arguments)
+    }
+
+    /// Interceptor on the bare TUN device, with these arguments beside the tunnel and the upstream.
+    pub(crate) fn bare(&self, arguments: &[&str]) -> Result<Running> {
+        let _pinned = Pinned::to(Side::Subject)?;
+        self.daemon(self.tun.name(), arguments)
+    }
+
+    fn daemon(&self, interface: &str, more: &[&str]) -> Result<Running> {
         let upstream = format!("udp://{AUTHORITY_V4}");
-        let mut arguments = vec!["-i", &interface, "--upstream", &upstream, "--log", "error"];
-        arguments.extend(variant.arguments);
+        let mut arguments = vec!["-i", interface, "--upstream", &upstream, "--log", "error"];
+        arguments.extend(more);
         let daemon = Daemon::start(&self.client, &arguments)?.quiet();
         daemon.wait_attached(&interface)?;
         for (address, length) in [(VIRTUAL_V4, 32), (VIRTUAL_V6, 128)] {

@@ -221,7 +221,7 @@ struct Pattern {
 }
 
 /// What is counted in cases, in the singular.
-const COUNTED: [&str; 4] = ["rule", "client", "connection", "minute"];
+const COUNTED: [&str; 5] = ["rule", "client", "connection", "minute", "second"];
 
 fn count(case: &str) -> Option<(Pattern, f64)> {
     let parts: Vec<&str> = case.split(", ").collect();
