@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn the_rest_takes_as_long_as_what_is_done() {
-        let minute = Duration::from_secs(60);
+        let minute = Duration::from_mins(1);
 
         assert_eq!(remaining(minute, 5, 10), Some(minute));
         assert_eq!(remaining(minute, 10, 10), Some(Duration::ZERO));

@@ -585,7 +585,9 @@ mod tests {
                 subject,
                 ..label("cached")
             });
-            runs.map(|run| results.add(series, run));
+            for run in runs {
+                results.add(series, run);
+            }
         }
 
         let report = Report::new(Machine::here(Effort::Full), results, None);

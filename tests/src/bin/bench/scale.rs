@@ -95,7 +95,7 @@ impl Extent {
             },
             Effort::Full => Self {
                 rounds: 5,
-                load: Duration::from_millis(1_000),
+                load: Duration::from_secs(1),
                 samples: 20,
                 interval: Duration::from_secs(30),
             },

@@ -27,7 +27,8 @@ one: daemons and filters are started for their turn and stopped after it. Neighb
 and ratios are those within a round, so that what disturbs the machine for longer than a round falls on all subjects. \
 `CPU` of bulk TCP is that of the benchmark, the tunnel and the daemon together, for 10⁹ bytes; `CPU in send` is what \
 the sending thread spends in the kernel for a datagram, from the socket through the program to the tunnel's queue: \
-it is the figure that resolves least noise, because nothing in it waits for another thread. The userspace filter is \
+it is the figure with the least noise, because nothing in it waits for another thread, and of each turn it is that of \
+the batch in the middle. The userspace filter is \
 a program that reads every packet from a TUN device of its own and writes it on, without looking at it, by the way out only.";
 
 /// Rules of the second daemon.
@@ -48,7 +49,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     );
     bench.results.configuration(
         Subject::WithRules.name(),
-        &format!("the same with 1,000 rules of this kind:\n{:.120}…", text),
+        &format!("the same with 1,000 rules of this kind:\n{text:.120}…"),
     );
     let paths = [Path::bare()?, Path::wireguard()?];
     let series = paths

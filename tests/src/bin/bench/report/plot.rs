@@ -143,9 +143,8 @@ fn counts(title: &str, rows: &[&Row]) -> String {
             .iter()
             .any(|other| other.label.subject != row.label.subject);
         let name = match (subjects, rest(&row.label.case, &pattern)) {
-            (true, None) => row.label.subject.to_owned(),
             (true, Some(rest)) => format!("{}, {rest}", row.label.subject),
-            (false, None) => row.label.subject.to_owned(),
+            (_, None) => row.label.subject.to_owned(),
             (false, Some(rest)) => rest,
         };
         push(&mut lines, name, x, row);

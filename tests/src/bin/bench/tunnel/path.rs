@@ -26,7 +26,7 @@ pub(super) struct Path {
 #[expect(dead_code, reason = "held so that the tunnel stays")]
 enum Carrier {
     Bare([Pump; 2]),
-    WireGuard(Tunnel),
+    WireGuard(Box<Tunnel>),
 }
 
 impl Path {
@@ -82,7 +82,7 @@ impl Path {
             client,
             peer,
             interface: tunnel.client_interface().to_owned(),
-            _carrier: Carrier::WireGuard(tunnel),
+            _carrier: Carrier::WireGuard(Box::new(tunnel)),
         })
     }
 

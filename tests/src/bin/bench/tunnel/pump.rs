@@ -58,7 +58,7 @@ impl Drop for Pump {
 }
 
 fn carry(from: &SyncDevice, to: &SyncDevice, stop: &AtomicBool) -> io::Result<()> {
-    let mut packet = [0; 65_535];
+    let mut packet = vec![0; 65_535];
     while !stop.load(Ordering::Relaxed) {
         match from.recv(&mut packet) {
             // What the kernel does not take is lost, as on any network.

@@ -133,13 +133,13 @@ pub(super) fn lines(
         picture.rule((left, at), (right, at));
         picture.text((left - 8.0, at + 4.0), Anchor::End, Ink::Faint, 11, &label);
     }
-    let named = ticks.map(|ticks| {
+    let given = ticks.map(|ticks| {
         let shown = ticks.iter().filter(|(x, _)| across.shows(*x));
         shown
             .map(|(x, name)| (across.at(*x), name.clone()))
             .collect()
     });
-    for (at, label) in named.unwrap_or_else(|| across.ticks()) {
+    for (at, label) in given.unwrap_or_else(|| across.ticks()) {
         picture.rule((at, top), (at, bottom));
         picture.text((at, bottom + 18.0), Anchor::Middle, Ink::Faint, 11, &label);
     }
