@@ -233,6 +233,7 @@ fn knot_resolver(addresses: &[IpAddr], upstream: IpAddr, folder: &Path) -> Strin
     )
 }
 
-fn lines(addresses: &[IpAddr], line: impl FnMut(&IpAddr) -> String) -> String {
+/// One line for each address.
+pub(crate) fn lines(addresses: &[IpAddr], line: impl FnMut(&IpAddr) -> String) -> String {
     addresses.iter().map(line).collect()
 }

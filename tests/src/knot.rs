@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result};
 
-use crate::forwarder::wait_for_answer;
+use crate::forwarder::{lines, wait_for_answer};
 use crate::namespace::Namespace;
 use crate::process::Process;
 use crate::scratch::Scratch;
@@ -66,10 +66,7 @@ impl Knot {
 }
 
 fn configuration(addresses: &[IpAddr], zone: &str, folder: &str) -> String {
-    let listen: String = addresses
-        .iter()
-        .map(|address| format!("  listen: {address}@53\n"))
-        .collect();
+    let listen = lines(addresses, |address| format!("  listen: {address}@53\n"));
     format!(
         "server:\n\
          \x20 rundir: \"{folder}\"\n\
