@@ -9,7 +9,7 @@ use lab::{Scratch, Software, finish};
 
 use crate::bench::{Bench, Effort};
 use crate::load::names::{HOSTS, Kind, Names};
-use crate::load::{Outcome, Pace, Plan, Transport};
+use crate::load::{Outcome, Pace, Plan, Transport, float};
 use crate::peers::{BpfStatistics, Running, Stage, Subject};
 use crate::pin::{Pinned, Side};
 use crate::progress::Progress;
@@ -366,7 +366,7 @@ impl Session<'_> {
         let outcome = self.load(clients, window, self.extent.cost, names)?;
         let spent = running.meter.read()?.saturating_sub(before);
         ensure!(outcome.answered > 0, "no answers");
-        let each = spent.as_secs_f64() * 1e6 / outcome.answered as f64;
+        let each = spent.as_secs_f64() * 1e6 / float(outcome.answered);
         figures.push((COST, each));
         clean(&outcome).context("while its CPU time was taken")
     }

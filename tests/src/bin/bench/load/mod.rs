@@ -120,12 +120,12 @@ impl Outcome {
 
     /// Right answers a second while queries were sent.
     pub(crate) fn per_second(&self) -> f64 {
-        self.in_time as f64 / (self.end - self.begin).as_secs_f64()
+        float(self.in_time) / (self.end - self.begin).as_secs_f64()
     }
 
     /// The latency, in microseconds, that a share of the answers (0 to 1) kept within.
     pub(crate) fn latency(&self, share: f64) -> f64 {
-        self.latencies.value_at_quantile(share) as f64 / 1e3
+        float(self.latencies.value_at_quantile(share)) / 1e3
     }
 
     /// Whether every query was answered rightly.
@@ -143,6 +143,15 @@ impl Outcome {
         self.wrong += 1;
         self.example.get_or_insert_with(|| format!("{error:#}"));
     }
+}
+
+/// A count as a figure.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "counts and nanoseconds here stay far below 2^52"
+)]
+pub(crate) fn float(count: u64) -> f64 {
+    count as f64
 }
 
 #[cfg(test)]

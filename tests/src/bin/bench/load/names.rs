@@ -117,7 +117,11 @@ pub(crate) fn check(query: &[u8], reply: &[u8], address: Ipv4Addr) -> Result<()>
     ensure!(reply[..2] == query[..2], "the id of another query");
     ensure!(reply[2] & 0xf8 == 0x80, "no reply to a query");
     ensure!(reply[2] & 0x02 == 0, "truncated");
-    ensure!(reply[3] & 0x0f == 0, "response code {}", reply[3] & 0x0f);
+    ensure!(
+        reply[3].trailing_zeros() >= 4,
+        "response code {}",
+        reply[3] & 0x0f
+    );
     ensure!(reply[4..6] == [0, 1], "not one question");
     ensure!(reply[6..8] == [0, 1], "not one answer");
     let question = &query[HEADER..];

@@ -80,7 +80,7 @@ pub(super) fn paced(plan: &Plan, rate: u32, names: &mut Names) -> Result<Outcome
     nix::sys::prctl::set_timerslack(1).context("cannot set the timer slack")?;
     let begin = Instant::now();
     let mut outcome = Outcome::until(begin + plan.time);
-    let total = (plan.time.as_secs_f64() * f64::from(rate)) as u32;
+    let total = (plan.time.as_millis() * u128::from(rate) / 1000) as u32;
     let due = |number: u32| begin + Duration::from_secs(1) * number / rate.max(1);
     let mut sent = 0;
     let mut next_check = begin + CHECK;

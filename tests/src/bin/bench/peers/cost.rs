@@ -77,8 +77,11 @@ fn ended_children(pid: u32) -> Result<Duration> {
         .take(2)
         .filter_map(|field| field.parse::<u64>().ok())
         .sum();
-    let per_second = sysconf(SysconfVar::CLK_TCK)?.context("no clock ticks")?;
-    Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
+    let per_second = sysconf(SysconfVar::CLK_TCK)?.and_then(|ticks| u64::try_from(ticks).ok());
+    let per_second = per_second
+        .filter(|ticks| *ticks > 0)
+        .context("no clock ticks")?;
+    Ok(Duration::from_millis(ticks * 1000 / per_second))
 }
 
 fn thread(id: i32) -> Result<Duration> {
