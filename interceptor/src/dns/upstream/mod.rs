@@ -8,7 +8,6 @@ mod url;
 
 use std::fmt::Display;
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,6 +15,7 @@ use tracing::{debug, info, warn};
 
 use self::stream::StreamUpstream;
 use self::tcp::TcpDial;
+use self::udp::UdpUpstream;
 pub use self::url::{UpstreamUrl, UpstreamUrlError};
 use super::counters::{Health, UpstreamCounters, UpstreamMeter};
 use super::query::Request;
@@ -26,8 +26,7 @@ use crate::rules::Transport;
 /// One resolver and what is known about it.
 pub(super) struct Upstream {
     url: UpstreamUrl,
-    remote: SocketAddr,
-    bypass: Bypass,
+    udp: UdpUpstream,
     tcp: StreamUpstream<TcpDial>,
     meter: UpstreamMeter,
 }
@@ -35,12 +34,10 @@ pub(super) struct Upstream {
 impl Upstream {
     pub(super) fn new(url: UpstreamUrl, bypass: Bypass) -> Self {
         let (UpstreamUrl::Udp(remote) | UpstreamUrl::Tcp(remote)) = url;
-        let dial = TcpDial::new(remote, bypass.clone());
         Self {
             url,
-            remote,
-            bypass,
-            tcp: StreamUpstream::new(dial),
+            udp: UdpUpstream::new(remote, bypass.clone()),
+            tcp: StreamUpstream::new(TcpDial::new(remote, bypass)),
             meter: UpstreamMeter::default(),
         }
     }
@@ -62,10 +59,9 @@ impl Upstream {
         self.meter.sent.add();
         let started = Instant::now();
         let outcome = match transport {
-            Transport::Udp => {
-                udp::exchange(&self.bypass, self.remote, request, &self.meter.ignored).await
-            }
-            Transport::Tcp => self.tcp.exchange(request, &self.meter.ignored).await,
+            Transport::Udp => self.udp.exchange(request, &self.meter.ignored).await,
+            // Apart, so that every query over UDP need not have room for it.
+            Transport::Tcp => Box::pin(self.tcp.exchange(request, &self.meter.ignored)).await,
         };
         match &outcome {
             Ok(_) => self.tell(self.meter.answered(started.elapsed()), ""),
