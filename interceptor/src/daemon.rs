@@ -2,6 +2,7 @@
 
 mod backend;
 mod check;
+mod data_plane;
 mod routing;
 mod rulebook;
 mod shared_kernel;
@@ -29,6 +30,7 @@ use crate::net::{Link, LinkEvent, LinkWatch, RouteWatch, links};
 use crate::reader::{self, Device, Opened};
 use crate::{control, dns, netstack};
 use backend::DaemonBackend;
+use data_plane::DataPlane;
 use routing::Routing;
 use rulebook::Rulebook;
 use shared_kernel::SharedKernel;
@@ -117,11 +119,14 @@ struct Daemon {
     parts: Parts,
     links: LinkWatch,
     routes: RouteWatch,
+    _data_plane: DataPlane,
 }
 
 impl Daemon {
     async fn start(config: &Config) -> Result<Self> {
-        let Opened { reader, device } = reader::open(&config.reader, READER_MTU).await?;
+        let data_plane = DataPlane::start().context("cannot start the data plane's thread")?;
+        let opening = reader::open(&config.reader, READER_MTU);
+        let Opened { reader, device } = data_plane.within(opening).await?;
         let bypass = Bypass::new(
             config.bypass.mark.unwrap_or(routing::DEFAULT_MARK),
             config.bypass.device.as_deref(),
@@ -129,12 +134,15 @@ impl Daemon {
         let kernel = load_kernel(config, &device, &bypass)?;
         let rulebook = Rulebook::new(&config.rules, kernel.clone())?;
         let dns = dns::Server::new(config.dns.clone(), bypass.clone(), None);
-        let netstack = netstack::spawn(
-            reader,
-            rulebook.directory(Arc::clone(&dns)),
-            &config.tcp,
-            usize::from(READER_MTU),
-        );
+        let netstack = {
+            let _guard = data_plane.enter();
+            netstack::spawn(
+                reader,
+                rulebook.directory(Arc::clone(&dns)),
+                &config.tcp,
+                usize::from(READER_MTU),
+            )
+        };
 
         // Listening begins before looking, so that nothing is missed in between.
         let routes = RouteWatch::start().context("cannot follow the host's routes")?;
@@ -170,6 +178,7 @@ impl Daemon {
             parts,
             links,
             routes,
+            _data_plane: data_plane,
         })
     }
 
@@ -271,7 +280,7 @@ fn load_kernel(config: &Config, device: &Device, bypass: &Bypass) -> Result<Shar
     }
 }
 
-/// Every query that is forwarded has a socket of its own.
+/// Connections and upstream sockets may be thousands.
 fn raise_file_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));

@@ -11,7 +11,9 @@ use super::settings::SettingsArgs;
 pub(super) fn execute(args: &SettingsArgs) -> anyhow::Result<()> {
     let config = args.load()?;
     logging::start(&config.log)?;
+    // Packets have a thread of their own; this runtime carries the rest, of which there is little.
     runtime::Builder::new_multi_thread()
+        .worker_threads(1)
         .enable_all()
         .build()
         .context("cannot start the runtime")?
