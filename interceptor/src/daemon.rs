@@ -25,7 +25,7 @@ pub use check::check;
 
 use crate::bypass::Bypass;
 use crate::config::Config;
-use crate::kernel::Kernel;
+use crate::kernel::{self, Kernel};
 use crate::net::{Link, LinkEvent, LinkWatch, RouteWatch, links};
 use crate::reader::{self, Device, Opened};
 use crate::{control, dns, netstack};
@@ -163,6 +163,7 @@ impl Daemon {
             device,
         };
         parts.review().await;
+        kernel::release_unused();
         let review = Arc::new(Notify::new());
         Ok(Self {
             _reviewer: AbortOnDropHandle::new(tokio::spawn({
