@@ -1,6 +1,7 @@
 //! Leave to have queries in flight: so many in all, and so many for one client that others have room beside it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -51,21 +52,25 @@ impl Admission {
 
 impl InFlight {
     fn add(&mut self, client: IpAddr) -> bool {
-        let of_client = self.clients.get(&client).copied().unwrap_or_default();
-        if self.all >= MAX_IN_FLIGHT || of_client >= MAX_IN_FLIGHT_PER_CLIENT {
+        if self.all >= MAX_IN_FLIGHT {
+            return false;
+        }
+        let of_client = self.clients.entry(client).or_default();
+        if *of_client >= MAX_IN_FLIGHT_PER_CLIENT {
             return false;
         }
         self.all += 1;
-        self.clients.insert(client, of_client + 1);
+        *of_client += 1;
         true
     }
 
     fn remove(&mut self, client: IpAddr) {
         self.all = self.all.saturating_sub(1);
-        match self.clients.get_mut(&client) {
-            Some(of_client) if *of_client > 1 => *of_client -= 1,
-            _ => {
-                self.clients.remove(&client);
+        if let Entry::Occupied(mut of_client) = self.clients.entry(client) {
+            if *of_client.get() > 1 {
+                *of_client.get_mut() -= 1;
+            } else {
+                of_client.remove();
             }
         }
     }

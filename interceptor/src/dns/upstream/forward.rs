@@ -1,11 +1,13 @@
 //! Forwarding: which upstream is asked when, which reply counts, and when to give up.
 
-use std::pin::pin;
+use std::future::ready;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use tokio::time::{Instant, sleep_until};
+use futures_util::{FutureExt, StreamExt};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{Upstream, UpstreamCounters};
 use crate::bypass::Bypass;
@@ -63,37 +65,65 @@ impl Forwarder {
         transport: Transport,
         arrived: Instant,
     ) -> Result<Reply, Failure> {
-        let mut race = Race {
-            plan: Plan::new(self.upstreams.len(), self.rounds),
+        let mut plan = Plan::new(self.upstreams.len(), self.rounds);
+        let Some(index) = plan.next() else {
+            return Err(Failure::Unreachable);
+        };
+        let asked = Instant::now();
+        let race = Race {
+            plan,
+            latest: Some(index),
+            asked,
+            round_due: asked + self.attempt_timeout.min(ROUND_INTERVAL),
             fallback: None,
             give_up: arrived + self.budget,
             retries: 0,
             failed: false,
         };
-        let mut attempts = FuturesUnordered::new();
-        let mut alarm = pin!(sleep_until(race.give_up));
-        let mut latest = None;
-        let mut asked = Instant::now();
-        let mut ask_next = true;
-        let mut round_due = arrived;
+        let due = asked + self.attempt_timeout;
+        let mut alarm = pin!(sleep_until(race.give_up.min(due)));
+        let mut first = pin!(self.attempt(index, request, None));
+        let first = tokio::select! {
+            biased;
+            attempt = &mut first => match attempt.outcome {
+                Ok(reply) if is_good(&reply) => return Ok(reply),
+                outcome => ready(Attempt { outcome, ..attempt }).boxed(),
+            },
+            () = &mut alarm => first.boxed(),
+        };
+        // Apart, so that the many queries that need no more than one attempt need not have room for it.
+        Box::pin(self.persist(request, transport, race, first, alarm)).await
+    }
+
+    /// Goes on where the `first` attempt did not settle it by itself.
+    async fn persist<'a>(
+        &'a self,
+        request: &'a Request,
+        transport: Transport,
+        mut race: Race,
+        first: BoxFuture<'a, Attempt>,
+        mut alarm: Pin<&mut Sleep>,
+    ) -> Result<Reply, Failure> {
+        let mut attempts = FuturesUnordered::from_iter([first]);
+        let mut ask_next = false;
         loop {
             let opens_round = race.plan.opens_round();
-            if ask_next && opens_round && Instant::now() < round_due {
+            if ask_next && opens_round && Instant::now() < race.round_due {
                 ask_next = false;
-                latest = None;
-                alarm.as_mut().reset(race.give_up.min(round_due));
+                race.latest = None;
+                alarm.as_mut().reset(race.give_up.min(race.round_due));
             }
             if ask_next {
                 ask_next = false;
                 if opens_round {
-                    round_due = Instant::now() + self.attempt_timeout.min(ROUND_INTERVAL);
+                    race.round_due = Instant::now() + self.attempt_timeout.min(ROUND_INTERVAL);
                 }
-                latest = race.plan.next();
-                match latest {
+                race.latest = race.plan.next();
+                match race.latest {
                     Some(index) => {
-                        attempts.push(self.attempt(index, request, None));
-                        asked = Instant::now();
-                        let due = asked + self.attempt_timeout;
+                        attempts.push(self.attempt(index, request, None).boxed());
+                        race.asked = Instant::now();
+                        let due = race.asked + self.attempt_timeout;
                         alarm.as_mut().reset(race.give_up.min(due));
                     }
                     None if attempts.is_empty() || race.is_over() => break,
@@ -108,7 +138,7 @@ impl Forwarder {
                         race.keep(reply);
                         race.retries += 1;
                         let over_tcp = Some(Transport::Tcp);
-                        attempts.push(self.attempt(attempt.index, request, over_tcp));
+                        attempts.push(self.attempt(attempt.index, request, over_tcp).boxed());
                         if transport == Transport::Udp {
                             race.give_up = race.give_up.min(Instant::now() + self.attempt_timeout);
                             let due = alarm.deadline().min(race.give_up);
@@ -129,8 +159,8 @@ impl Forwarder {
                     }
                 },
                 () = &mut alarm => {
-                    if let Some(upstream) = latest.take().and_then(|index| self.upstreams.get(index)) {
-                        upstream.timed_out(alarm.deadline() - asked);
+                    if let Some(upstream) = race.latest.take().and_then(|index| self.upstreams.get(index)) {
+                        upstream.timed_out(alarm.deadline() - race.asked);
                     }
                     if Instant::now() >= race.give_up {
                         break;
@@ -180,6 +210,12 @@ struct Attempt {
 /// How one query's forwarding stands.
 struct Race {
     plan: Plan,
+    /// The upstream that was asked last and may still answer in time.
+    latest: Option<usize>,
+    /// When it was asked.
+    asked: Instant,
+    /// When the next round may begin.
+    round_due: Instant,
     fallback: Option<Reply>,
     give_up: Instant,
     /// The network has ended an attempt.
