@@ -17,11 +17,11 @@ use std::time::Duration;
 use std::{fmt, fs};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use aya::Ebpf;
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions};
 use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, tc};
+use aya::{Ebpf, EbpfLoader};
 use interceptor_ebpf::Reason;
 use interceptor_ebpf::flow::Path;
 use interceptor_ebpf::rules::RuleCounter;
@@ -129,7 +129,11 @@ impl Kernel {
                 .with_context(|| format!("cannot read the BPF object {}", path.display()))?,
             None => Cow::Borrowed(OBJECT),
         };
-        let mut ebpf = Ebpf::load(&bytes).map_err(|error| LoadError::object(object, &error))?;
+        let mut ebpf = EbpfLoader::new()
+            // The kernel's own types, which the programs do not look at, take megabytes.
+            .btf(None)
+            .load(&bytes)
+            .map_err(|error| LoadError::object(object, &error))?;
         if ebpf.map("AYA_LOGS").is_some() {
             forward_logs(&mut ebpf)?;
         }

@@ -3,9 +3,9 @@
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use anyhow::{Context as _, Result};
-use aya::Ebpf;
 use aya::maps::XskMap;
 use aya::programs::{ProgramError, Xdp, XdpMode};
+use aya::{Ebpf, EbpfLoader};
 
 use super::load_error::LoadError;
 
@@ -23,7 +23,11 @@ impl SocketProgram {
     ///
     /// Fails where the kernel (built without AF_XDP) or the caller's privileges do not allow it.
     pub fn load() -> Result<Self> {
-        let mut ebpf = Ebpf::load(OBJECT).map_err(|error| LoadError::object(None, &error))?;
+        let mut ebpf = EbpfLoader::new()
+            // The kernel's own types, which the program does not look at, take megabytes.
+            .btf(None)
+            .load(OBJECT)
+            .map_err(|error| LoadError::object(None, &error))?;
         xdp(&mut ebpf)?
             .load()
             .map_err(|error| LoadError::program(PROGRAM, None, &error))?;
