@@ -151,10 +151,9 @@ fn stats(status: &CacheStatus) -> String {
 
 fn answer(answer: &CachedAnswer) -> String {
     let seconds = |seconds| humantime::format_duration(Duration::from_secs(seconds));
-    let time = if answer.stale {
-        format!("expired {} ago", seconds(answer.expired_seconds))
-    } else {
-        format!("{} left", seconds(answer.ttl_seconds))
+    let time = match answer.expired_seconds {
+        Some(expired) => format!("expired {} ago", seconds(expired)),
+        None => format!("{} left", seconds(answer.ttl_seconds)),
     };
     let mut text = format!(
         "{} {} {} in {}: {}, {}, {time}, {} hits",
@@ -240,8 +239,7 @@ memory
             rcode: "NOERROR".to_owned(),
             kind: "positive".to_owned(),
             ttl_seconds: 62,
-            expired_seconds: 0,
-            stale: false,
+            expired_seconds: None,
             authentic: true,
             dnssec_ok: true,
             checking_disabled: false,

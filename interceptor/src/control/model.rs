@@ -154,10 +154,8 @@ pub struct CachedAnswer {
     pub kind: String,
     /// Seconds until it expires.
     pub ttl_seconds: u64,
-    /// Seconds since it expired.
-    pub expired_seconds: u64,
-    /// Whether it has expired, and is kept for when there is no better one.
-    pub stale: bool,
+    /// Seconds since it expired, where it is kept for when there is no better one; none while it is fresh.
+    pub expired_seconds: Option<u64>,
     /// Whether the upstream has validated it (AD).
     pub authentic: bool,
     /// Whether it is for clients that want DNSSEC records (DO).

@@ -192,16 +192,13 @@ impl Cache {
         outcome: &Result<Reply, Failure>,
         now: Moment,
     ) -> Option<Entry> {
-        let verdict = match outcome {
-            Ok(reply) => Verdict::of(reply, &self.config),
-            Err(_) => {
-                let flags = Flags::RESPONSE.with(Flags::RECURSION_AVAILABLE);
-                let flags = flags.with(Flags(Rcode::SERVFAIL.0));
-                Some(Verdict::failure(
-                    flags,
-                    self.config.failure_ttl.min(NO_REPLY_TTL),
-                ))
-            }
+        let verdict = if let Ok(reply) = outcome {
+            Verdict::of(reply, &self.config)
+        } else {
+            let flags = Flags::RESPONSE.with(Flags::RECURSION_AVAILABLE);
+            let flags = flags.with(Flags(Rcode::SERVFAIL.0));
+            let lifetime = self.config.failure_ttl.min(NO_REPLY_TTL);
+            Some(Verdict::failure(flags, lifetime))
         };
         // Held until the end: a flush waits for what is being stored, and takes it away.
         let current = self

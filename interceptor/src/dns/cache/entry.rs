@@ -220,7 +220,7 @@ impl Entry {
             put_ttl(reply.get_mut(body_at..), at, ttl);
         }
         if let Some(opt) = query.opt()
-            && reply.len() + BARE_OPT_LEN + text <= usize::from(u16::MAX)
+            && u16::try_from(reply.len() + BARE_OPT_LEN + text).is_ok()
         {
             append_opt(&mut reply, 0, opt.dnssec_ok, extended);
         }
