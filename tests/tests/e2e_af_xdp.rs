@@ -8,6 +8,8 @@ mod attaching;
 mod bad_input;
 #[path = "e2e/bypass.rs"]
 mod bypass;
+#[path = "e2e/cache.rs"]
+mod cache;
 #[path = "e2e/device.rs"]
 mod device;
 #[path = "e2e/icmp.rs"]
