@@ -208,7 +208,7 @@ impl Lane {
                     if let Some(error) = self.receive(&mut buffer, &ignored) {
                         failure = Some(error);
                     }
-                    if ready.is_ok_and(|ready| ready.is_error()) {
+                    if ready.is_ok_and(tokio::io::Ready::is_error) {
                         failure = failure.or_else(|| pending_error(&self.socket));
                     }
                     if let Some(error) = failure {

@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(address, WILDCARD);
         let name = dns::question_name(&dns::parse(&second[2..]).unwrap());
         assert_eq!(name.len(), 16 + 1 + ZONE.len());
-        assert_eq!(address_of(name[..16].as_bytes()), WILDCARD);
+        assert_eq!(address_of(&name.as_bytes()[..16]), WILDCARD);
     }
 
     #[test]

@@ -203,7 +203,7 @@ impl Stage {
         let mut arguments = vec!["-i", interface, "--upstream", &upstream, "--log", "error"];
         arguments.extend(more);
         let daemon = Daemon::start(&self.client, &arguments)?.quiet();
-        daemon.wait_attached(&interface)?;
+        daemon.wait_attached(interface)?;
         for (address, length) in [(VIRTUAL_V4, 32), (VIRTUAL_V6, 128)] {
             self.client.run(&format!(
                 "ip route replace {address}/{length} dev {interface}"
