@@ -4,7 +4,10 @@ use crate::Address;
 use crate::headers::{Bytes, Headers};
 use crate::protocol;
 use crate::reason::Reason;
-use crate::rules::{Destination, NO_RULE, NO_TABLE};
+use crate::rules::{self, Destination, NO_RULE, NO_TABLE};
+
+/// The port of DNS where a rule names none (RFC 1035 §4.2).
+pub const DNS_PORT: u16 = 53;
 
 /// The rules as the verdict needs them: maps in the kernel, tables on the host.
 pub trait Rules {
@@ -20,6 +23,8 @@ pub trait Rules {
 pub struct Match {
     /// The rule's number.
     pub rule: u32,
+    /// The policy under which the kernel may answer; 0 where only user space does.
+    pub policy: u32,
     /// The packet's headers.
     pub headers: Headers,
 }
@@ -39,10 +44,14 @@ pub fn classify<B: Bytes + ?Sized, R: Rules>(
     let Some(rule) = find(&headers, rules) else {
         return Err(Reason::NoRule);
     };
-    Ok(Match { rule, headers })
+    Ok(Match {
+        rule: rules::number(rule),
+        policy: rules::policy(rule),
+        headers,
+    })
 }
 
-/// The rule for a packet with these headers.
+/// The rule for a packet with these headers, with the policy under which the kernel may answer the packet.
 #[inline(always)]
 pub fn find<R: Rules>(headers: &Headers, rules: &R) -> Option<u32> {
     let destination = rules.destination(&headers.destination);
@@ -54,7 +63,10 @@ pub fn find<R: Rules>(headers: &Headers, rules: &R) -> Option<u32> {
     }
     let rule = match headers.protocol {
         protocol::TCP => destination.tcp,
-        protocol::UDP => destination.udp,
+        protocol::UDP if headers.destination_port == DNS_PORT || destination.udp == NO_RULE => {
+            destination.udp
+        }
+        protocol::UDP => rules::number(destination.udp),
         protocol::ICMP | protocol::ICMPV6 => destination.icmp,
         _ => destination.other,
     };

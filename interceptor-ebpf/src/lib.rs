@@ -9,21 +9,27 @@
     reason = "calls in the kernel cost a frame and lose what the verifier knows of their arguments"
 )]
 
+pub mod answer;
 pub mod classify;
 pub mod control;
+pub mod envelope;
 pub mod filter;
 pub mod flow;
 pub mod headers;
+pub mod pass;
+pub mod question;
 pub mod reader;
 pub mod reason;
 pub mod rules;
 #[cfg(test)]
 mod testing;
+pub mod words;
 
 pub use classify::{Match, classify};
 pub use control::Control;
 pub use filter::Filter;
 pub use headers::{Address, Bytes, Headers};
+pub use pass::Pass;
 pub use reason::Reason;
 
 /// An IPv4, IPv6 or Ethernet protocol number as it stands in a header.

@@ -1,6 +1,7 @@
 //! The kernel programs: maps, packet access, and what is done with a verdict. The verdicts are the library's.
 //!
 //! - `icept_egress_l3`, `icept_egress_l2`: TC egress of a tunnel; the one without, the other with an Ethernet header.
+//!   They answer queries that the daemon has answered before, and send the rest of what rules take to the reader device.
 //! - `icept_return_l3`, `icept_return_l2`: TC ingress of the reader device, likewise; sends replies to the ingress of the
 //!   tunnel they belong to.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -16,29 +17,37 @@ fn main() {
     reason = "the section that a program is in exports it"
 )]
 mod programs {
+    use core::hint::black_box;
+    use core::mem::offset_of;
     use core::ptr;
 
     use aya_ebpf::bindings::{
         __sk_buff, BPF_F_INGRESS, BPF_F_NO_PREALLOC, TC_ACT_SHOT, TC_ACT_UNSPEC,
     };
     use aya_ebpf::helpers::generated::{
-        bpf_check_mtu, bpf_redirect, bpf_skb_change_head, bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_check_mtu, bpf_csum_diff, bpf_ktime_get_boot_ns, bpf_redirect, bpf_skb_change_head,
+        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
     };
     use aya_ebpf::macros::{classifier, map};
     use aya_ebpf::maps::lpm_trie::Key;
-    use aya_ebpf::maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray};
+    use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
     use aya_ebpf::programs::TcContext;
+    use interceptor_ebpf::answer::{BODY_ROOM, Entry, MAX_ENTRIES, Permit};
     use interceptor_ebpf::classify::{Match, Rules, classify};
     use interceptor_ebpf::control::{ANY_PORTS, Control, REDIRECTED};
+    use interceptor_ebpf::envelope::{self, Envelope, HEAD_WORDS, IPV4_HEADER, UDP_HEADER};
     use interceptor_ebpf::filter::Filter;
     use interceptor_ebpf::flow::{FlowKey, MAX_FLOWS, Path};
     use interceptor_ebpf::headers::{Address, Bytes, Headers};
+    use interceptor_ebpf::pass::Pass;
+    use interceptor_ebpf::question::{self, QUERY_AT, QUERY_ROOM, QUERY_WORDS, Question};
     use interceptor_ebpf::reader;
     use interceptor_ebpf::reason::Reason;
     use interceptor_ebpf::rules::{
-        Destination, ExactKey, MAX_DESTINATIONS, MAX_PORTS, MAX_RULES, PortKey, PrefixKey,
+        self, Destination, ExactKey, MAX_DESTINATIONS, MAX_PORTS, MAX_RULES, PortKey, PrefixKey,
         RuleCounter,
     };
+    use interceptor_ebpf::words::Words;
     use interceptor_ebpf::{ETHERNET_HEADER, protocol};
 
     /// Written by the daemon; read with volatile loads, because the compiler sees no other writer.
@@ -59,6 +68,33 @@ mod programs {
     static RULES: PerCpuArray<RuleCounter> = PerCpuArray::with_max_entries(MAX_RULES, 0);
     #[map]
     static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::ALL.len() as u32, 0);
+
+    #[map]
+    static ANSWERS: LruHashMap<question::Key, Entry> = LruHashMap::with_max_entries(MAX_ENTRIES, 0);
+    #[map]
+    static PERMIT: Array<Permit> = Array::with_max_entries(1, 0);
+    #[map]
+    static PASSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Pass::ALL.len() as u32, 0);
+    #[map]
+    static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+    /// What answering needs and the stack has no room for.
+    #[repr(C)]
+    struct Scratch {
+        key: question::Key,
+        head: [u32; HEAD_WORDS],
+        query: Words<QUERY_WORDS>,
+        question: Question,
+        entry: Entry,
+        /// For the verifier, which knows of lengths only how many bits they have.
+        spare: [u64; 64],
+    }
+
+    /// The least verdict that is none, but the rule and the policy by which a query may be answered here.
+    const ASKED: i32 = 1 << rules::RULE_BITS;
+
+    /// The verdict of [`answer`] that leaves it to user space.
+    const NOT_ANSWERED: i32 = ASKED;
 
     /// Reads a field of [`CONTROL`].
     macro_rules! control {
@@ -107,7 +143,15 @@ mod programs {
         if !admits::<LINK>(context, active) {
             return TC_ACT_UNSPEC;
         }
-        judge::<LINK>(context.skb.skb, active & 1)
+        let (skb, bank) = (context.skb.skb, active & 1);
+        let verdict = judge::<LINK>(skb, bank, true);
+        if verdict < ASKED {
+            return verdict;
+        }
+        match answer::<LINK>(skb, verdict as u32) {
+            NOT_ANSWERED => judge::<LINK>(skb, bank, false),
+            verdict => verdict,
+        }
     }
 
     /// The prefilter: false when no rule can match. Reads the packet directly, at fixed offsets, in words: the kernel
@@ -177,17 +221,22 @@ mod programs {
 
     /// A function of its own in the kernel too, so that packets which do not get here pay nothing for its stack.
     #[inline(never)]
-    fn judge<const LINK: usize>(skb: *mut __sk_buff, bank: u32) -> i32 {
+    fn judge<const LINK: usize>(skb: *mut __sk_buff, bank: u32, may_answer: bool) -> i32 {
         let context = TcContext::new(skb);
-        match intercept::<LINK>(&context, bank) {
+        match intercept::<LINK>(&context, bank, may_answer) {
             Ok(verdict) => verdict,
             Err(reason) => conclude(&context, reason),
         }
     }
 
-    /// Sends the packet to the reader device if a rule takes it.
+    /// Sends the packet to the reader device if a rule takes it, unless it `may_answer` and the rule lets it: then it
+    /// gives the rule with its policy.
     #[inline(always)]
-    fn intercept<const LINK: usize>(context: &TcContext, bank: u32) -> Result<i32, Reason> {
+    fn intercept<const LINK: usize>(
+        context: &TcContext,
+        bank: u32,
+        may_answer: bool,
+    ) -> Result<i32, Reason> {
         // SAFETY: the program's own context.
         let (mark, interface, length) = unsafe {
             let skb = context.skb.skb;
@@ -202,17 +251,18 @@ mod programs {
             return Err(Reason::Bypass);
         }
         let packet = Packet(context.skb.skb);
-        let Match { rule, headers } = classify(&packet, LINK, &Maps { bank })?;
+        let Match {
+            rule,
+            policy,
+            headers,
+        } = classify(&packet, LINK, &Maps { bank })?;
         if !exists(context, reader) {
             return Err(Reason::Unattended);
         }
-        if let Some(counter) = RULES.get_ptr_mut(rule) {
-            // SAFETY: this CPU's own copy, and the program is not preempted by itself.
-            unsafe {
-                (*counter).packets += 1;
-                (*counter).bytes += u64::from(length) - LINK as u64;
-            }
+        if may_answer && policy != 0 && permit().generation != 0 {
+            return Ok(rules::with_policy(rule, policy) as i32);
         }
+        count_rule(rule, u64::from(length) - LINK as u64);
         if control!(remember) != 0 {
             let key = FlowKey::of_request(&packet, &headers);
             let path = path::<LINK>(&packet, if interface == reader { 0 } else { interface });
@@ -235,6 +285,324 @@ mod programs {
         context.skb.set_mark(REDIRECTED);
         // SAFETY: a helper that takes numbers.
         Ok(unsafe { bpf_redirect(reader, 0) } as i32)
+    }
+
+    /// Answers the query where the answer is known, by the policy of a rule.
+    ///
+    /// A function of its own and called when [`judge`] has returned, so that the verifier need not look at it anew for
+    /// every way that leads through the headers.
+    #[inline(never)]
+    fn answer<const LINK: usize>(skb: *mut __sk_buff, rule: u32) -> i32 {
+        // SAFETY: the program's own context.
+        let length = unsafe { (*skb).len };
+        let (outcome, verdict) = match try_answer::<LINK>(skb, rules::policy(rule)) {
+            Ok(verdict) => {
+                count_rule(rules::number(rule), u64::from(length) - LINK as u64);
+                (Pass::Answered, verdict)
+            }
+            Err(pass) => (pass, NOT_ANSWERED),
+        };
+        if let Some(counter) = PASSES.get_ptr_mut(outcome as u32) {
+            // SAFETY: this CPU's own copy.
+            unsafe { *counter += 1 };
+        }
+        verdict
+    }
+
+    #[inline(always)]
+    fn try_answer<const LINK: usize>(skb: *mut __sk_buff, policy: u32) -> Result<i32, Pass> {
+        let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+            return Err(Pass::NoRoom);
+        };
+        // SAFETY: this CPU's own copy, and the program is not preempted by itself.
+        let scratch = unsafe { &mut *scratch };
+        // SAFETY: the program's own context.
+        let (length, interface, segment) = unsafe { ((*skb).len, (*skb).ifindex, (*skb).gso_size) };
+        if segment != 0 {
+            return Err(Pass::Headers);
+        }
+        let envelope = read_envelope::<LINK>(skb, scratch, length)?;
+        let head = LINK + envelope.ip_header() + UDP_HEADER;
+        read_question(skb, scratch, head, &envelope, policy)?;
+        let scratch = afresh(scratch);
+        look_up(scratch, permit())?;
+
+        let scratch = afresh(scratch);
+        let question = scratch.question;
+        let tail = scratch.entry.finish(&question);
+        let message = question.end + tail;
+        if message > question.limit {
+            return Err(Pass::TooLarge);
+        }
+        let udp = (UDP_HEADER + message) as u32;
+        let reply = (head + message) as u32;
+        let mut mtu = 0;
+        // SAFETY: a helper on the program's own context; 0 is the context's interface.
+        if unsafe { bpf_check_mtu(skb.cast(), 0, &raw mut mtu, reply as i32 - length as i32, 0) }
+            != 0
+        {
+            return Err(Pass::TooLarge);
+        }
+        let header = scratch.entry.reply_header(&question);
+        let checksum = checksum(scratch, &envelope, &question, header, tail)?;
+        // SAFETY: a helper on the program's own context. It leaves the packet as it was where it fails.
+        if unsafe { bpf_skb_change_tail(skb, reply, 0) } != 0 {
+            return Err(Pass::NoRoom);
+        }
+        let at = (head + question.end) as u32;
+        let body = scratch.entry.body.0.as_ptr().cast();
+        let tail = bounded::<0x3ff>(tail);
+        let mut written = tail == 0 || store(skb, at, body, tail as u32);
+        if envelope.is_v6 == 0 {
+            let head = envelope.reply_v4(udp, checksum, question.id, header);
+            written &= store(
+                skb,
+                LINK as u32,
+                head.as_ptr().cast(),
+                size_of_val(&head) as u32,
+            );
+        } else {
+            let head = envelope.reply_v6(udp, checksum, question.id, header);
+            written &= store(
+                skb,
+                LINK as u32,
+                head.as_ptr().cast(),
+                size_of_val(&head) as u32,
+            );
+        }
+        if LINK != 0 {
+            written &= swap_ethernet(skb);
+        }
+        if !written {
+            return Ok(TC_ACT_SHOT);
+        }
+        let context = TcContext::new(skb);
+        // The client's mark would lead the reply elsewhere; ours tells `icept_return` that it has nowhere to go.
+        context.skb.set_mark(if interface == control!(reader) {
+            REDIRECTED
+        } else {
+            0
+        });
+        // SAFETY: a helper that takes numbers.
+        Ok(unsafe { bpf_redirect(interface, u64::from(BPF_F_INGRESS)) } as i32)
+    }
+
+    #[inline(always)]
+    fn read_envelope<const LINK: usize>(
+        skb: *mut __sk_buff,
+        scratch: &mut Scratch,
+        length: u32,
+    ) -> Result<Envelope, Pass> {
+        const FIRST: usize = IPV4_HEADER + UDP_HEADER;
+        const REST: usize = size_of::<[u32; HEAD_WORDS]>() - FIRST;
+        let head = scratch.head.as_mut_ptr();
+        if !load(skb, LINK as u32, head.cast(), FIRST as u32) {
+            return Err(Pass::Headers);
+        }
+        if scratch.head[0] as u8 >> 4 == 6 {
+            // SAFETY: within the array.
+            let rest = unsafe { head.add(FIRST / 4) };
+            if !load(skb, (LINK + FIRST) as u32, rest.cast(), REST as u32) {
+                return Err(Pass::Headers);
+            }
+        }
+        Envelope::parse(&scratch.head, length as usize - LINK)
+    }
+
+    #[inline(always)]
+    fn read_question(
+        skb: *mut __sk_buff,
+        scratch: &mut Scratch,
+        at: usize,
+        envelope: &Envelope,
+        policy: u32,
+    ) -> Result<(), Pass> {
+        if envelope.payload() > QUERY_ROOM {
+            return Err(Pass::LongQuery);
+        }
+        let length = bounded::<0xff>(envelope.payload());
+        if length == 0 {
+            return Err(Pass::Malformed);
+        }
+        // SAFETY: within the words.
+        let query = unsafe { scratch.query.0.as_mut_ptr().cast::<u8>().add(QUERY_AT) };
+        if !load(skb, at as u32, query.cast(), length as u32) {
+            return Err(Pass::Headers);
+        }
+        scratch.query.set_eight(QUERY_AT + length, 0);
+        for word in &mut scratch.key.name {
+            // SAFETY: a reference. Volatile, lest the loop become a call that goes octet by octet.
+            unsafe { ptr::write_volatile(word, 0) };
+        }
+        let question = Question::parse(&scratch.query, length, policy as u16, &mut scratch.key)?;
+        scratch.question = question;
+        Ok(())
+    }
+
+    /// Copies the answer into the scratch, with its TTLs counted down.
+    #[inline(always)]
+    fn look_up(scratch: &mut Scratch, permit: Permit) -> Result<(), Pass> {
+        let Some(found) = ANSWERS.get_ptr_mut(&scratch.key) else {
+            return Err(Pass::Unknown);
+        };
+        let from = found.cast::<u64>();
+        let to = (&raw mut scratch.entry).cast::<u64>();
+        let copy = |word: usize| {
+            // SAFETY: within the entry, as the loops below see to. Another CPU may write there meanwhile, in words;
+            // the seal tells.
+            unsafe { *to.add(word) = ptr::read_volatile(from.add(word)) };
+        };
+        const HEAD: usize = offset_of!(Entry, body) / 8;
+        for word in 0..HEAD {
+            copy(word);
+        }
+        let length = afresh(scratch).entry.length as usize;
+        if length > BODY_ROOM {
+            return Err(Pass::Torn);
+        }
+        for word in 0..BODY_ROOM / 8 {
+            if word * 8 >= length {
+                break;
+            }
+            copy(HEAD + word);
+        }
+        let Scratch {
+            key,
+            question,
+            entry,
+            ..
+        } = afresh(scratch);
+        if entry.generation != permit.generation {
+            return Err(Pass::Outdated);
+        }
+        if entry.computed_seal(key, question.name, permit.secret) != entry.seal {
+            return Err(Pass::Torn);
+        }
+        // SAFETY: a helper without arguments.
+        let now = unsafe { bpf_ktime_get_boot_ns() };
+        if now >= entry.expires {
+            return Err(Pass::Expired);
+        }
+        // SAFETY: the counters of the entry, or of one that has taken its place. What two processors count at once may
+        // count as one.
+        unsafe {
+            let (hits, asked) = (&raw mut (*found).hits, &raw mut (*found).asked);
+            if now >= entry.renewal && ptr::read_volatile(asked) == 0 {
+                ptr::write_volatile(asked, 1);
+                return Err(Pass::Renewal);
+            }
+            ptr::write_volatile(hits, ptr::read_volatile(hits) + 1);
+        }
+        afresh(scratch).entry.count_down(now);
+        Ok(())
+    }
+
+    /// The scratch, of whose contents the compiler forgets what it knows, and the verifier with it: a value that it has
+    /// seen in loops and branches would have it look at what follows once for each of their outcomes.
+    #[inline(always)]
+    fn afresh(scratch: &mut Scratch) -> &mut Scratch {
+        black_box(scratch)
+    }
+
+    /// The checksum of the reply, which has this DNS header and `tail` octets behind the question.
+    #[inline(always)]
+    fn checksum(
+        scratch: &Scratch,
+        envelope: &Envelope,
+        question: &Question,
+        header: [u16; 5],
+        tail: usize,
+    ) -> Result<u16, Pass> {
+        let message = envelope.payload();
+        let query = scratch.query.0.as_ptr().cast::<u8>();
+        let kind = envelope.checksum_kind(|| {
+            // SAFETY: within the words, for as long as the sum goes.
+            sum::<0xfc>(unsafe { query.add(QUERY_AT) }, message)
+        })?;
+        let length = (UDP_HEADER + question.end + tail) as u32;
+        if kind != envelope::Checksum::Whole {
+            return Ok(envelope.reply_checksum(kind, length, 0, 0));
+        }
+        let end = question.end;
+        // SAFETY: within the words: the question was read from there.
+        let old = sum::<0xfc>(
+            unsafe { query.add(QUERY_AT + bounded::<0xff>(end)) },
+            message - end,
+        );
+        let new = sum::<0x3fc>(scratch.entry.body.0.as_ptr().cast(), tail);
+        let removed = envelope::header_sum(question.header()) + envelope::placed(old, end);
+        let added = envelope::header_sum(header) + envelope::placed(new, end);
+        Ok(envelope.reply_checksum(kind, length, removed, added))
+    }
+
+    /// The sum over octets that zeroes follow, up to a multiple of four that is within `MASK`.
+    #[inline(always)]
+    fn sum<const MASK: usize>(from: *const u8, length: usize) -> u64 {
+        let length = bounded::<MASK>(length + 3);
+        // SAFETY: a helper that reads as much as the verifier has seen to be there.
+        let sum =
+            unsafe { bpf_csum_diff(ptr::null_mut(), 0, from.cast_mut().cast(), length as u32, 0) };
+        sum as u32 as u64
+    }
+
+    /// `value`, which is within `MASK`, in a form that the verifier sees to be.
+    #[inline(always)]
+    fn bounded<const MASK: usize>(value: usize) -> usize {
+        black_box(value) & MASK
+    }
+
+    #[inline(always)]
+    fn swap_ethernet(skb: *mut __sk_buff) -> bool {
+        let Some(addresses) = Packet(skb).load::<12>(0) else {
+            return false;
+        };
+        let word = |at: usize| {
+            u32::from_le_bytes([
+                addresses[at],
+                addresses[at + 1],
+                addresses[at + 2],
+                addresses[at + 3],
+            ])
+        };
+        let (first, second, third) = (word(0), word(4), word(8));
+        let swapped = [
+            second >> 16 | third << 16,
+            third >> 16 | first << 16,
+            first >> 16 | second << 16,
+        ];
+        store(skb, 0, swapped.as_ptr().cast(), 12)
+    }
+
+    #[inline(always)]
+    fn permit() -> Permit {
+        match PERMIT.get(0) {
+            // SAFETY: a word that the daemon may write at any time.
+            Some(permit) => unsafe { ptr::read_volatile(permit) },
+            None => Permit::default(),
+        }
+    }
+
+    #[inline(always)]
+    fn count_rule(rule: u32, bytes: u64) {
+        if let Some(counter) = RULES.get_ptr_mut(rule) {
+            // SAFETY: this CPU's own copy, and the program is not preempted by itself.
+            unsafe {
+                (*counter).packets += 1;
+                (*counter).bytes += bytes;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn load(skb: *mut __sk_buff, at: u32, to: *mut u8, length: u32) -> bool {
+        // SAFETY: a helper that writes as much as the verifier has seen to have room.
+        unsafe { bpf_skb_load_bytes(skb.cast(), at, to.cast(), length) == 0 }
+    }
+
+    #[inline(always)]
+    fn store(skb: *mut __sk_buff, at: u32, from: *const u8, length: u32) -> bool {
+        // SAFETY: a helper that reads as much as the verifier has seen to be there.
+        unsafe { bpf_skb_store_bytes(skb.cast(), at, from.cast(), length, 0) == 0 }
     }
 
     /// Whether there is an interface with that index. The reader device lives as long as the daemon; filters of clsact
@@ -266,6 +634,11 @@ mod programs {
     #[inline(always)]
     fn give_back<const LINK: usize>(context: &TcContext) -> Result<i32, Reason> {
         let packet = Packet(context.skb.skb);
+        // SAFETY: the program's own context.
+        if unsafe { (*context.skb.skb).mark } == REDIRECTED {
+            TcContext::new(context.skb.skb).skb.set_mark(0);
+            return Err(Reason::ReturnedDirectly);
+        }
         let path = match control!(remember) {
             0 => control!(path),
             _ => remembered::<LINK>(&packet)?,

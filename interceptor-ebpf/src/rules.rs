@@ -24,6 +24,35 @@ pub const MAX_DESTINATIONS: u32 = 2 * MAX_RULES;
 /// Port entries of both banks, inherited ones included.
 pub const MAX_PORTS: u32 = 8 * MAX_RULES;
 
+/// Rules in the tables are numbers of this many bits; above them is the policy under which the kernel may answer queries
+/// that the rule takes, and 0 where it may not.
+pub const RULE_BITS: u32 = 16;
+
+/// The bits of a policy.
+pub const POLICY_BITS: u32 = 8;
+
+/// The rule's number in the tables, with the policy of its answers.
+pub const fn with_policy(rule: u32, policy: u32) -> u32 {
+    rule | policy << RULE_BITS
+}
+
+/// The number of a rule in the tables.
+#[inline(always)]
+pub const fn number(rule: u32) -> u32 {
+    rule & ((1 << RULE_BITS) - 1)
+}
+
+/// The policy of a rule in the tables; 0 where only user space answers.
+#[inline(always)]
+pub const fn policy(rule: u32) -> u32 {
+    rule >> RULE_BITS
+}
+
+const _: () = assert!(
+    MAX_RULES <= 1 << RULE_BITS,
+    "numbers and policies would mix"
+);
+
 /// An exact destination.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

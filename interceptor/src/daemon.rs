@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use interceptor_ebpf::answer::MAX_ENTRIES;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -265,7 +266,7 @@ impl Daemon {
 
 /// Loads the kernel half. Without tunnels it only counts, so that the daemon can do without.
 fn load_kernel(config: &Config, device: &Device, bypass: &Bypass) -> Result<SharedKernel> {
-    let loaded = Kernel::load(config.bpf_object.as_deref()).and_then(|mut kernel| {
+    let loaded = Kernel::load(config.bpf_object.as_deref(), MAX_ENTRIES).and_then(|mut kernel| {
         let layer = device.kind.link_layer();
         kernel.attach_return(&device.name, device.index, layer, config.attach)?;
         kernel.exempt(bypass.mark())?;

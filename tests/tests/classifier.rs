@@ -333,5 +333,5 @@ fn compile(texts: &[&str]) -> Compiled {
 }
 
 fn load() -> Kernel {
-    Kernel::load(None).expect("these tests load BPF programs, which takes root")
+    Kernel::load(None, 64).expect("these tests load BPF programs, which takes root")
 }

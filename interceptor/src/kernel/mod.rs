@@ -1,5 +1,6 @@
 //! All that touches BPF: loading, attaching, rules and counters. The only user of aya.
 
+pub mod answers;
 mod capabilities;
 mod clsact;
 mod grace;
@@ -13,6 +14,7 @@ mod tables;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path;
+use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, fs};
 
@@ -32,6 +34,7 @@ use tracing::{debug, warn};
 
 use crate::config::AttachMode;
 use crate::rules::{Compiled, RuleId};
+use answers::Answers;
 pub(crate) use capabilities::Capability;
 pub(crate) use hooks::{has_tcx, neighbours};
 use load_error::LoadError;
@@ -50,6 +53,7 @@ pub struct Kernel {
     tables: Tables,
     rules: PerCpuArray<MapData, Plain<RuleCounter>>,
     reasons: PerCpuArray<MapData, u64>,
+    answers: Arc<Answers>,
     taps: HashMap<u32, Tap>,
     return_tap: Option<Tap>,
     /// The object's file; none for the embedded one.
@@ -89,12 +93,14 @@ pub enum ReturnWay {
 }
 
 /// What a run of a program on a packet of the caller's gave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TestRun {
     /// The verdict, a `TC_ACT_*` value.
     pub verdict: i32,
     /// Mean time of a run.
     pub duration: Duration,
+    /// The packet as the last run left it.
+    pub packet: Vec<u8>,
 }
 
 /// The programs in the object.
@@ -118,33 +124,49 @@ struct Tap {
 }
 
 impl Kernel {
-    /// Loads the embedded object, or the one at `object`.
+    /// Loads the embedded object, or the one at `object`, with room for `answers` that the kernel gives by itself; with 0
+    /// it gives none. Where the kernel refuses a map of that size, there is a warning and it gives none either.
     ///
     /// An object with logging needs a tokio runtime around the call. Fails where the kernel or the caller's privileges
     /// do not allow it, with what would help.
-    pub fn load(object: Option<&path::Path>) -> Result<Self> {
+    pub fn load(object: Option<&path::Path>, answers: u32) -> Result<Self> {
         let bytes = match object {
             Some(path) => fs::read(path)
                 .map(Cow::Owned)
                 .with_context(|| format!("cannot read the BPF object {}", path.display()))?,
             None => Cow::Borrowed(OBJECT),
         };
-        let mut ebpf = EbpfLoader::new()
-            // The kernel's own types, which the programs do not look at, take megabytes.
-            .btf(None)
-            .load(&bytes)
+        let load = |answers: u32| {
+            EbpfLoader::new()
+                // The kernel's own types, which the programs do not look at, take megabytes.
+                .btf(None)
+                .map_max_entries("ANSWERS", answers.max(1))
+                .load(&bytes)
+        };
+        let mut capacity = answers;
+        let mut ebpf = load(capacity)
+            .or_else(|error| {
+                let ebpf = load(0).map_err(|_| error)?;
+                warn!(
+                    answers,
+                    "the kernel has no room for answers of its own; the daemon gives them all"
+                );
+                capacity = 0;
+                Ok(ebpf)
+            })
             .map_err(|error| LoadError::object(object, &error))?;
         if ebpf.map("AYA_LOGS").is_some() {
             forward_logs(&mut ebpf)?;
         }
-        Self::take(ebpf, object).with_context(|| match object {
+        Self::take(ebpf, object, capacity).with_context(|| match object {
             Some(path) => format!("{} is no BPF object of this version", path.display()),
             None => "cannot use the BPF programs".to_owned(),
         })
     }
 
-    fn take(mut ebpf: Ebpf, object: Option<&path::Path>) -> Result<Self> {
+    fn take(mut ebpf: Ebpf, object: Option<&path::Path>, answers: u32) -> Result<Self> {
         Ok(Self {
+            answers: Arc::new(Answers::take(&mut ebpf, answers)?),
             tables: Tables::take(&mut ebpf)?,
             rules: PerCpuArray::try_from(take_map(&mut ebpf, "RULES")?)?,
             reasons: PerCpuArray::try_from(take_map(&mut ebpf, "REASONS")?)?,
@@ -240,9 +262,15 @@ impl Kernel {
         })
     }
 
-    /// Makes `rules` the ones that count, in one step.
+    /// Makes `rules` the ones that count, in one step, and the answers given under the old ones unusable.
     pub fn apply(&mut self, rules: &Compiled) -> Result<()> {
-        self.tables.apply(rules)
+        self.tables.apply(rules)?;
+        self.answers.forget_all()
+    }
+
+    /// The answers that the kernel gives by itself.
+    pub fn answers(&self) -> &Arc<Answers> {
+        &self.answers
     }
 
     /// Lets packets with `mark` pass before any rule; 0 for none.
@@ -312,15 +340,19 @@ impl Kernel {
         // `mark` is the third word of `struct __sk_buff`.
         let mut context = [0; 12];
         context[8..].copy_from_slice(&mark.to_ne_bytes());
+        let mut left = vec![0; 2048.max(packet.len())];
         let result = classifier(&mut self.ebpf, self.object.as_deref(), program)?
             .test_run(TestRunOptions {
                 data_in: Some(packet),
+                data_out: Some(&mut left),
                 ctx_in: Some(&context),
                 repeat,
                 ..TestRunOptions::new()
             })
             .context("BPF_PROG_TEST_RUN failed")?;
+        left.truncate(result.data_size_out as usize);
         Ok(TestRun {
+            packet: left,
             verdict: result.return_value.cast_signed(),
             duration: result.duration,
         })

@@ -1,6 +1,8 @@
 //! Lets the map keys and values that the kernel programs define cross the system call.
 
 use interceptor_ebpf::Control;
+use interceptor_ebpf::answer::{Entry, Permit};
+use interceptor_ebpf::question::Key;
 use interceptor_ebpf::rules::{Destination, ExactKey, PortKey, PrefixKey, RuleCounter};
 
 /// A value made of integers only, without padding.
@@ -20,7 +22,10 @@ macro_rules! plain {
 
 plain! {
     Destination: 20,
+    Entry: 616,
     ExactKey: 20,
+    Key: 136,
+    Permit: 16,
     PortKey: 12,
     PrefixKey: 20,
     RuleCounter: 16,

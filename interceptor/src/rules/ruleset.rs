@@ -7,11 +7,15 @@ use interceptor_ebpf::classify::{self, Rules};
 use interceptor_ebpf::filter::{Filter, MAX_SPREAD, v6_words};
 use interceptor_ebpf::rules::{
     ANY_TABLE, Destination as Entry, MAX_DESTINATIONS, MAX_PORTS, MAX_RULES, NO_RULE, NO_TABLE,
+    number, with_policy,
 };
 use interceptor_ebpf::{Address, Headers, protocol};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Destination, Protocol, Rule, RuleError, RuleId, Transport};
+use super::{Destination, Protocol, Rule, RuleError, RuleId, ServiceName, Transport};
+
+/// The policy of all rules of the DNS service.
+const ANSWERS: u32 = 1;
 
 /// Rules that can stand together, each with a number that it keeps for life.
 #[derive(Clone, Debug, Default)]
@@ -205,7 +209,7 @@ impl Compiled {
             destination_port: port,
             transport: 0,
         };
-        classify::find(&headers, self).map(RuleId)
+        classify::find(&headers, self).map(|rule| RuleId(number(rule)))
     }
 
     fn add_table(&mut self, table: u32, effective: &Effective) {
@@ -253,7 +257,7 @@ impl Effective {
     fn apply(&mut self, rules: &[(RuleId, &Rule)]) {
         let mut by_specificity: Vec<_> = rules.iter().collect();
         by_specificity.sort_by_key(|(_, rule)| (rule.port.is_some(), rule.protocol.is_some()));
-        for (RuleId(slot), rule) in by_specificity {
+        for (RuleId(id), rule) in by_specificity {
             let takes = |protocol| rule.protocol.is_none_or(|own| own == protocol);
             for (protocol, number) in [
                 (Protocol::Tcp, protocol::TCP),
@@ -262,21 +266,25 @@ impl Effective {
                 if !takes(protocol) {
                     continue;
                 }
+                let slot = match (protocol, rule.service) {
+                    (Protocol::Udp, ServiceName::Dns) => with_policy(*id, ANSWERS),
+                    _ => *id,
+                };
                 if let Some(port) = rule.port {
-                    self.ports.insert((number, port), *slot);
+                    self.ports.insert((number, port), slot);
                     continue;
                 }
                 self.ports.retain(|(other, _), _| *other != number);
                 match protocol {
-                    Protocol::Tcp => self.tcp = Some(*slot),
-                    Protocol::Udp | Protocol::Icmp => self.udp = Some(*slot),
+                    Protocol::Tcp => self.tcp = Some(slot),
+                    Protocol::Udp | Protocol::Icmp => self.udp = Some(slot),
                 }
             }
             if rule.port.is_none() && takes(Protocol::Icmp) {
-                self.icmp = Some(*slot);
+                self.icmp = Some(*id);
             }
             if rule.port.is_none() && rule.protocol.is_none() {
-                self.other = Some(*slot);
+                self.other = Some(*id);
             }
         }
     }

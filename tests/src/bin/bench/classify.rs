@@ -208,7 +208,7 @@ impl Table {
             })
             .collect();
         let compiled = RuleSet::new(rules)?.compile()?;
-        let mut kernel = Kernel::load(None)?;
+        let mut kernel = Kernel::load(None, 64)?;
         kernel.apply(&compiled)?;
         Ok(Self {
             name,

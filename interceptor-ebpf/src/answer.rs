@@ -1,0 +1,250 @@
+//! An answer as the kernel keeps it, and how it becomes a client's: TTLs counted down, OPT exactly when the query has it.
+//!
+//! Entries of an LRU map may be recycled while they are read. A seal over the key and all that is answered from, keyed
+//! with a secret of the daemon's, shows whether a copy is whole and the right one.
+
+use crate::question::{
+    AUTHENTIC_DATA, CHECKING_DISABLED, Key, OUR_UDP_SIZE, Question, RECURSION_DESIRED,
+};
+use crate::words::Words;
+
+/// Words that hold what follows the question.
+pub const BODY_WORDS: usize = 64;
+
+/// Answers kept where the configuration says nothing; the least recently used one goes first.
+pub const MAX_ENTRIES: u32 = 16_384;
+
+/// Octets after the question that an entry holds; what is left of its words has room for OPT.
+pub const BODY_ROOM: usize = 8 * BODY_WORDS - 16;
+
+/// Records of an answer at most.
+pub const MAX_RECORDS: usize = 16;
+
+/// Nanoseconds of a second.
+const SECOND: u64 = 1_000_000_000;
+
+/// Flags of a reply's header: QR.
+const RESPONSE: u16 = 0x8000;
+/// AA, RA and the rcode are repeated as they were stored.
+const STORED_FLAGS: u16 = 0x0400 | 0x0080 | 0x000f;
+
+/// OPT of a reply without its flags: the root, its type, our UDP size, rcode and version 0, no options.
+const OPT: u64 = u64::from_be_bytes([
+    0,
+    0,
+    41,
+    OUR_UDP_SIZE.to_be_bytes()[0],
+    OUR_UDP_SIZE.to_be_bytes()[1],
+    0,
+    0,
+    0,
+]);
+const OPT_DNSSEC_OK: u64 = 0x80;
+
+/// What the kernel may do, as the daemon says. A map of its own, of one element.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Permit {
+    /// Entries of this generation count; 0 for none at all.
+    ///
+    /// Generations are drawn at random: one that is read while it is written is none that ever was.
+    pub generation: u64,
+    /// The secret of the seals.
+    pub secret: u64,
+}
+
+/// An answer to one question.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Times that it was given; not sealed.
+    pub hits: u64,
+    /// Not 0 when user space has heard that it is in use after `renewal`; not sealed.
+    pub asked: u64,
+    /// The seal over the rest.
+    pub seal: u64,
+    /// When it was made.
+    pub generation: u64,
+    /// When its TTLs were what the body says, in nanoseconds of the boot clock.
+    pub stored: u64,
+    /// From when on user space wants to hear that it is in use; nanoseconds of the boot clock.
+    pub renewal: u64,
+    /// From when on it is no answer any more; nanoseconds of the boot clock.
+    pub expires: u64,
+    /// Flags, answers, authorities and additional records without OPT, as in a header, the first one highest.
+    pub header: u64,
+    /// Octets of the body.
+    pub length: u32,
+    /// Records, each with a TTL.
+    pub records: u32,
+    /// Offsets of the TTLs from the start of the body, sixteen bits each, the first one lowest.
+    pub ttls: [u64; MAX_RECORDS / 4],
+    /// What follows the question, without OPT, words as they lie in memory; zero behind its end.
+    pub body: Words<BODY_WORDS>,
+}
+
+/// What an entry is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts<'a> {
+    /// The reply's flags; those that depend on the client are left out.
+    pub flags: u16,
+    /// Answers, authorities and additional records, OPT not counted.
+    pub counts: [u16; 3],
+    /// What follows the question, without OPT.
+    pub body: &'a [u8],
+    /// Where in the body the TTLs are, one for each record.
+    pub ttls: &'a [usize],
+    /// When the TTLs were those of the body, in nanoseconds of the boot clock.
+    pub stored: u64,
+    /// From when on user space wants to hear that the entry is in use.
+    pub renewal: u64,
+    /// From when on the entry is no answer any more.
+    pub expires: u64,
+}
+
+impl Entry {
+    /// Nothing.
+    pub const EMPTY: Self = Self {
+        hits: 0,
+        asked: 0,
+        seal: 0,
+        generation: 0,
+        stored: 0,
+        renewal: 0,
+        expires: 0,
+        header: 0,
+        length: 0,
+        records: 0,
+        ttls: [0; MAX_RECORDS / 4],
+        body: Words::ZERO,
+    };
+
+    /// The sealed entry; `None` where the kernel cannot give such an answer, because it is too large or contradicts
+    /// itself.
+    pub fn new(key: &Key, permit: Permit, parts: &Parts<'_>) -> Option<Self> {
+        let records: usize = parts.counts.into_iter().map(usize::from).sum();
+        let fits = parts.body.len() <= BODY_ROOM && records <= MAX_RECORDS;
+        let within = |at: &usize| at.checked_add(4).is_some_and(|end| end <= parts.body.len());
+        if !fits || parts.ttls.len() != records || !parts.ttls.iter().all(within) {
+            return None;
+        }
+        let mut ttls = [0; MAX_RECORDS / 4];
+        for (index, at) in parts.ttls.iter().enumerate() {
+            ttls[index / 4] |= (*at as u64) << (index % 4 * 16);
+        }
+        let flags = parts.flags & (STORED_FLAGS | AUTHENTIC_DATA);
+        let header = [flags].into_iter().chain(parts.counts);
+        let mut entry = Self {
+            generation: permit.generation,
+            stored: parts.stored,
+            renewal: parts.renewal,
+            expires: parts.expires,
+            header: header.fold(0, |header, field| header << 16 | u64::from(field)),
+            length: parts.body.len() as u32,
+            records: records as u32,
+            ttls,
+            body: Words::from_octets(0, parts.body),
+            ..Self::EMPTY
+        };
+        entry.seal = entry.computed_seal(key, key.name_length(), permit.secret);
+        Some(entry)
+    }
+
+    /// The seal that belongs to this entry under `key`, whose name has `name` octets.
+    #[inline(always)]
+    pub fn computed_seal(&self, key: &Key, name: usize, secret: u64) -> u64 {
+        let mut seal = secret;
+        for index in 0..key.name.len() {
+            if index * 8 >= name {
+                break;
+            }
+            seal = mix(seal, key.name[index]);
+        }
+        seal = mix(
+            seal,
+            u64::from(key.qtype) << 48
+                | u64::from(key.qclass) << 32
+                | u64::from(key.policy) << 16
+                | u64::from(key.flags),
+        );
+        seal = mix(seal, self.generation);
+        seal = mix(seal, self.stored);
+        seal = mix(seal, self.renewal);
+        seal = mix(seal, self.expires);
+        seal = mix(seal, self.header);
+        seal = mix(seal, u64::from(self.length) << 32 | u64::from(self.records));
+        for offsets in self.ttls {
+            seal = mix(seal, offsets);
+        }
+        let length = self.length as usize;
+        for index in 0..BODY_WORDS {
+            if index * 8 >= length {
+                break;
+            }
+            seal = mix(seal, self.body.word(index));
+        }
+        seal
+    }
+
+    /// Counts the TTLs down to `now`, in nanoseconds of the boot clock.
+    #[inline(always)]
+    pub fn count_down(&mut self, now: u64) {
+        let elapsed = (now.saturating_sub(self.stored) / SECOND) as u32;
+        if elapsed == 0 {
+            return;
+        }
+        for index in 0..MAX_RECORDS {
+            if index as u32 >= self.records {
+                break;
+            }
+            let at = (self.ttls[index / 4] >> (index % 4 * 16)) as usize & 0xffff;
+            let ttl = self.body.be32(at);
+            self.body.set_be32(at, ttl.saturating_sub(elapsed));
+        }
+    }
+
+    /// Appends OPT where the query has it; gives the octets that follow the question.
+    ///
+    /// What follows those up to the next multiple of four is zero.
+    #[inline(always)]
+    pub fn finish(&mut self, question: &Question) -> usize {
+        let length = self.length as usize;
+        if question.edns == 0 {
+            return length;
+        }
+        let dnssec_ok = if question.dnssec_ok == 0 {
+            0
+        } else {
+            OPT_DNSSEC_OK
+        };
+        self.body.set_eight(length, (OPT | dnssec_ok).swap_bytes());
+        self.body.set_eight(length + 8, 0);
+        length + crate::question::BARE_OPT
+    }
+
+    /// The header of the reply to a query with this ID, after it: flags, and the four counts.
+    #[inline(always)]
+    pub fn reply_header(&self, question: &Question) -> [u16; 5] {
+        let stored = (self.header >> 48) as u16;
+        let kept = question.flags & (RECURSION_DESIRED | CHECKING_DISABLED);
+        // RFC 6840 §5.8: AD for those who ask for it, by AD or by DO.
+        let mut flags = RESPONSE | kept | stored & STORED_FLAGS;
+        if question.flags & AUTHENTIC_DATA != 0 || question.dnssec_ok != 0 {
+            flags |= stored & AUTHENTIC_DATA;
+        }
+        [
+            flags,
+            1,
+            (self.header >> 32) as u16,
+            (self.header >> 16) as u16,
+            self.header as u16 + question.edns,
+        ]
+    }
+}
+
+/// One step of the seal: a multiplication that spreads each bit upwards, and a shift that brings them down again.
+#[inline(always)]
+const fn mix(seal: u64, word: u64) -> u64 {
+    let product = (seal ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    product ^ product >> 32
+}

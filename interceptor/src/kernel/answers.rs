@@ -1,0 +1,146 @@
+//! The answers that the kernel gives by itself: what it may answer, and how it fared.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use interceptor_ebpf::Pass;
+use interceptor_ebpf::answer::{Entry, Parts, Permit};
+use interceptor_ebpf::question::Key;
+use nix::time::{ClockId, clock_gettime};
+
+use super::plain::Plain;
+
+/// The map of answers. Shared: all it does is one system call each.
+pub struct Answers {
+    state: Mutex<State>,
+    passes: PerCpuArray<MapData, u64>,
+    capacity: u32,
+}
+
+struct State {
+    entries: HashMap<MapData, Plain<Key>, Plain<Entry>>,
+    global: Array<MapData, Plain<Permit>>,
+    permit: Permit,
+}
+
+/// The time before which everything that an answer is made of was known; answers of a time before a flush are none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Edition(Permit);
+
+/// Whether a client's reply went into the map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// It did.
+    Kept,
+    /// It is too large, has too many records, or is from before a flush.
+    Unfit,
+}
+
+impl Answers {
+    /// Takes the maps out of a loaded object; `capacity` is the size in answers that it was loaded with.
+    pub(super) fn take(ebpf: &mut Ebpf, capacity: u32) -> Result<Self> {
+        let mut state = State {
+            entries: HashMap::try_from(super::take_map(ebpf, "ANSWERS")?)?,
+            global: Array::try_from(super::take_map(ebpf, "PERMIT")?)?,
+            permit: Permit::default(),
+        };
+        if capacity > 0 {
+            state.permit.secret = rand::random();
+            state.renew()?;
+        }
+        Ok(Self {
+            state: Mutex::new(state),
+            passes: PerCpuArray::try_from(super::take_map(ebpf, "PASSES")?)?,
+            capacity,
+        })
+    }
+
+    /// Answers that there is room for.
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// Kernel memory of the map in bytes; about: each element has a header of the kernel's.
+    pub fn memory(capacity: u32) -> u64 {
+        const HEADER: usize = 64;
+        u64::from(capacity) * (size_of::<Key>() + size_of::<Entry>() + HEADER) as u64
+    }
+
+    /// What holds at the moment; to be taken before an answer is looked up or asked for.
+    pub fn edition(&self) -> Edition {
+        Edition(self.state().permit)
+    }
+
+    /// Lets the kernel give the answer that is made of `parts` to everybody who asks `key`.
+    ///
+    /// Fails where the kernel refuses the map's element.
+    pub fn offer(&self, Edition(permit): Edition, key: &Key, parts: &Parts<'_>) -> Result<Offer> {
+        let Some(entry) = Entry::new(key, permit, parts) else {
+            return Ok(Offer::Unfit);
+        };
+        let mut state = self.state();
+        if permit.generation == 0 || permit != state.permit {
+            return Ok(Offer::Unfit);
+        }
+        state
+            .entries
+            .insert(Plain(*key), Plain(entry), 0)
+            .context("cannot write an answer into the kernel")?;
+        Ok(Offer::Kept)
+    }
+
+    /// How often the kernel has given the answer to `key`; `None` where it has none.
+    pub fn hits(&self, key: &Key) -> Option<u64> {
+        let state = self.state();
+        let Plain(entry) = state.entries.get(&Plain(*key), 0).ok()?;
+        Some(entry.hits)
+    }
+
+    /// Takes the answer to `key` out.
+    pub fn remove(&self, key: &Key) {
+        // Not there is as good as removed.
+        let _ = self.state().entries.remove(&Plain(*key));
+    }
+
+    /// Makes every answer there is unusable, in one write.
+    pub fn forget_all(&self) -> Result<()> {
+        if self.capacity == 0 {
+            return Ok(());
+        }
+        self.state().renew()
+    }
+
+    /// Questions by how they fared.
+    pub fn passes(&self) -> Result<BTreeMap<&'static str, u64>> {
+        Pass::ALL
+            .into_iter()
+            .map(|pass| {
+                let values = self.passes.get(&(pass as u32), 0)?;
+                Ok((pass.name(), values.iter().sum()))
+            })
+            .collect()
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn renew(&mut self) -> Result<()> {
+        self.permit.generation = rand::random_range(1..=u64::MAX);
+        self.global
+            .set(0, Plain(self.permit), 0)
+            .context("cannot tell the kernel that its answers are outdated")
+    }
+}
+
+/// The boot clock, which goes on while the machine sleeps, in nanoseconds: the time of entries.
+pub fn boot_clock() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
+    now.as_nanos() as u64
+}
