@@ -248,3 +248,176 @@ const fn mix(seal: u64, word: u64) -> u64 {
     let product = (seal ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     product ^ product >> 32
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::question::{BARE_OPT, QUERY_AT};
+
+    const PERMIT: Permit = Permit {
+        generation: 7,
+        secret: 0x0123_4567_89ab_cdef,
+    };
+
+    #[test]
+    fn what_is_larger_or_has_more_records_than_there_is_room_for_is_no_entry() {
+        let body = [0; BODY_ROOM + 1];
+        assert!(entry(&body[..BODY_ROOM], &[0; MAX_RECORDS]).is_some());
+        assert!(entry(&body, &[0; 1]).is_none());
+        assert!(entry(&body[..BODY_ROOM], &[0; MAX_RECORDS + 1]).is_none());
+    }
+
+    #[test]
+    fn a_ttl_that_is_not_within_the_body_is_no_entry() {
+        assert!(entry(&[0; 16], &[12]).is_some());
+        assert!(entry(&[0; 16], &[13]).is_none());
+        assert!(entry(&[0; 16], &[usize::MAX]).is_none());
+        assert!(entry(&[], &[0]).is_none());
+    }
+
+    #[test]
+    fn as_many_ttls_as_records_make_an_entry() {
+        let parts = Parts {
+            counts: [2, 0, 0],
+            ..parts(&[0; 16], &[0])
+        };
+        assert!(Entry::new(&key(), PERMIT, &parts).is_none());
+    }
+
+    #[test]
+    fn sizes_are_those_of_words_without_holes() {
+        assert_eq!(size_of::<Entry>(), 13 * 8 + BODY_WORDS * 8);
+        assert_eq!(size_of::<Key>(), 136);
+    }
+
+    proptest! {
+        #[test]
+        fn ttls_count_down_to_zero_and_nothing_else_changes(
+            body in prop::collection::vec(any::<u8>(), 80..BODY_ROOM),
+            count in 0..MAX_RECORDS,
+            first in 0..8_usize,
+            elapsed: u32,
+        ) {
+            let ttls: Vec<_> = (0..count).map(|index| first + 4 * index).collect();
+            let mut entry = entry(&body, &ttls).unwrap();
+            entry.count_down(entry.stored + u64::from(elapsed) * SECOND + SECOND - 1);
+            let mut expected = body.clone();
+            for at in ttls {
+                let ttl = u32::from_be_bytes(body[at..at + 4].try_into().unwrap());
+                expected[at..at + 4].copy_from_slice(&ttl.saturating_sub(elapsed).to_be_bytes());
+            }
+            prop_assert_eq!(entry.body, Words::from_octets(0, &expected));
+        }
+
+        #[test]
+        fn opt_follows_where_it_is_asked_for_and_zeroes_follow_it(
+            body in prop::collection::vec(any::<u8>(), 0..=BODY_ROOM),
+            edns: bool,
+            dnssec_ok: bool,
+        ) {
+            let mut entry = entry(&body, &[]).unwrap();
+            // What a larger answer left in the words.
+            for index in body.len().div_ceil(8)..BODY_WORDS {
+                entry.body.set_word(index, u64::MAX);
+            }
+            let question = question(edns, edns && dnssec_ok);
+            let length = entry.finish(&question);
+            let mut expected = body.clone();
+            if edns {
+                expected.extend([0, 0, 41, 4, 208, 0, 0, if dnssec_ok { 0x80 } else { 0 }, 0, 0, 0]);
+            }
+            prop_assert_eq!(length, expected.len());
+            prop_assert_eq!(length - body.len(), if edns { BARE_OPT } else { 0 });
+            expected.resize(length.next_multiple_of(4), 0);
+            let octets: Vec<_> = (0..expected.len()).map(|at| entry.body.octet(at)).collect();
+            prop_assert_eq!(octets, expected);
+        }
+
+        #[test]
+        fn a_mixture_of_two_entries_does_not_have_the_seal_of_either(
+            one in prop::collection::vec(any::<u8>(), 8..BODY_ROOM),
+            other in prop::collection::vec(any::<u8>(), 8..BODY_ROOM),
+            taken in prop::collection::vec(any::<bool>(), BODY_WORDS),
+        ) {
+            let (one, other) = (entry(&one, &[]).unwrap(), entry(&other, &[]).unwrap());
+            for seal in [one, other] {
+                let mut mixed = seal;
+                for (index, from_one) in taken.iter().enumerate() {
+                    let from = if *from_one { one } else { other };
+                    mixed.body.set_word(index, from.body.word(index));
+                }
+                let words = seal.length.div_ceil(8) as usize;
+                let is_whole = (0..words).all(|index| mixed.body.word(index) == seal.body.word(index));
+                let computed = mixed.computed_seal(&key(), key().name_length(), PERMIT.secret);
+                prop_assert_eq!(computed == seal.seal, is_whole);
+            }
+        }
+
+        #[test]
+        fn the_seal_of_one_question_is_not_that_of_another(
+            body in prop::collection::vec(any::<u8>(), 0..BODY_ROOM),
+            qtype: u16,
+            flags in 0..4_u16,
+        ) {
+            let entry = entry(&body, &[]).unwrap();
+            let other = Key { qtype, flags, ..key() };
+            let computed = entry.computed_seal(&other, other.name_length(), PERMIT.secret);
+            prop_assert_eq!(computed == entry.seal, other == key());
+        }
+    }
+
+    #[test]
+    fn ad_is_for_those_who_ask_for_it() {
+        let parts = Parts {
+            flags: 0x81a0,
+            ..parts(&[], &[])
+        };
+        let entry = Entry::new(&key(), PERMIT, &parts).unwrap();
+        let flags = |flags, dnssec_ok| {
+            let question = Question {
+                flags: RECURSION_DESIRED | flags,
+                ..question(dnssec_ok, dnssec_ok)
+            };
+            entry.reply_header(&question)[0]
+        };
+        assert_eq!(flags(0, false), 0x8180);
+        assert_eq!(flags(AUTHENTIC_DATA, false), 0x81a0);
+        assert_eq!(flags(0, true), 0x81a0);
+        assert_eq!(flags(CHECKING_DISABLED, false), 0x8190);
+    }
+
+    fn entry(body: &[u8], ttls: &[usize]) -> Option<Entry> {
+        Entry::new(&key(), PERMIT, &parts(body, ttls))
+    }
+
+    fn parts<'a>(body: &'a [u8], ttls: &'a [usize]) -> Parts<'a> {
+        Parts {
+            flags: 0x8180,
+            counts: [ttls.len() as u16, 0, 0],
+            body,
+            ttls,
+            stored: 5 * SECOND,
+            renewal: u64::MAX,
+            expires: u64::MAX,
+        }
+    }
+
+    fn key() -> Key {
+        Key::of_question(b"\x07example\x00\x00\x01\x00\x01", 1, false, false).unwrap()
+    }
+
+    fn question(edns: bool, dnssec_ok: bool) -> Question {
+        let query = Words::from_octets(
+            QUERY_AT,
+            &[0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1],
+        );
+        let parsed = Question::parse(&query, 17, 1, &mut Key::EMPTY.clone()).unwrap();
+        Question {
+            edns: u16::from(edns),
+            dnssec_ok: u16::from(dnssec_ok),
+            ..parsed
+        }
+    }
+}

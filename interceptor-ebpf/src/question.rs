@@ -271,3 +271,106 @@ fn name_end(query: &Words<QUERY_WORDS>) -> Result<usize, Pass> {
     }
     Err(Pass::LongName)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_question_gives_its_name_in_small_letters_its_type_and_its_class() {
+        let (question, key) = parse(&query(b"\x03wWw\x07ExAmple\x00", 28, &[])).unwrap();
+        assert_eq!(key.name_length(), 13);
+        assert_eq!(
+            key.name[..2],
+            [
+                u64::from_le_bytes(*b"\x03www\x07exa"),
+                u64::from_le_bytes(*b"mple\0\0\0\0")
+            ]
+        );
+        assert_eq!((key.qtype, key.qclass, key.flags), (28, 1, 0));
+        assert_eq!(
+            (question.end, question.name, question.edns),
+            (12 + 13 + 4, 13, 0)
+        );
+        assert_eq!(question.limit, 512);
+    }
+
+    #[test]
+    fn the_key_of_a_question_is_that_of_the_query_that_asks_it() {
+        let mut octets = query(b"\x04Case\x00", 1, &[0, 0, 41, 16, 0, 0, 0, 0x80, 0, 0, 0]);
+        octets[3] |= 0x10;
+        let (question, key) = parse(&octets).unwrap();
+        assert_eq!(Key::of_question(&octets[12..22], 1, true, true), Some(key));
+        assert_eq!(
+            (question.edns, question.dnssec_ok, question.limit),
+            (1, 1, 1232)
+        );
+    }
+
+    #[test]
+    fn names_are_answered_up_to_a_bound_and_no_octet_further() {
+        let name = |last: usize| {
+            let mut name = vec![63];
+            name.extend([b'a'; 63]);
+            name.push(last as u8);
+            name.extend(vec![b'b'; last]);
+            name.push(0);
+            name
+        };
+        let longest = name(NAME_ROOM - 66);
+        let (_, key) = parse(&query(&longest, 1, &[])).unwrap();
+        assert_eq!(key.name_length(), NAME_ROOM);
+        let longer = name(NAME_ROOM - 65);
+        assert_eq!(parse(&query(&longer, 1, &[])), Err(Pass::LongName));
+    }
+
+    #[test]
+    fn zero_octets_within_a_label_do_not_end_the_name() {
+        let (_, key) = parse(&query(b"\x03a\0b\x00", 1, &[])).unwrap();
+        let (_, other) = parse(&query(b"\x03a\0c\x00", 1, &[])).unwrap();
+        assert_ne!(key, other);
+        assert_eq!(key.name_length(), 5);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_read_names_and_lengths_are_within_the_query(
+            octets in prop::collection::vec(prop_oneof![Just(0_u8), Just(1), 0..64_u8, any::<u8>()], 0..QUERY_ROOM),
+            is_query: bool,
+        ) {
+            let mut octets = octets;
+            if is_query && octets.len() >= HEADER {
+                let opt = octets[11] & 1;
+                octets[2..HEADER].copy_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 0, opt]);
+            }
+            if let Ok((question, key)) = parse(&octets) {
+                let opt = octets.len() - question.end;
+                prop_assert_eq!(question.end, HEADER + question.name + 4);
+                prop_assert_eq!(key.name_length(), question.name);
+                let lengths = if question.edns == 1 { [BARE_OPT, COOKIE_OPT] } else { [0; 2] };
+                prop_assert!(lengths.contains(&opt));
+                prop_assert!((512..=1232).contains(&question.limit));
+                let again = Key::of_question(&octets[HEADER..question.end], 1, question.dnssec_ok == 1, octets[3] & 0x10 != 0);
+                prop_assert_eq!(again, Some(key));
+            }
+        }
+    }
+
+    fn query(name: &[u8], qtype: u16, opt: &[u8]) -> Vec<u8> {
+        let mut query = vec![7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, u8::from(!opt.is_empty())];
+        query.extend_from_slice(name);
+        query.extend(qtype.to_be_bytes());
+        query.extend([0, 1]);
+        query.extend_from_slice(opt);
+        query
+    }
+
+    fn parse(query: &[u8]) -> Result<(Question, Key), Pass> {
+        let words = Words::from_octets(QUERY_AT, query);
+        let mut key = Key::EMPTY;
+        let question = Question::parse(&words, query.len(), 1, &mut key)?;
+        Ok((question, key))
+    }
+}

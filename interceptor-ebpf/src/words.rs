@@ -119,9 +119,9 @@ mod tests {
         ) {
             let words = Words::<8>::from_octets(0, &octets);
             prop_assert_eq!(words.octet(at), octets[at]);
-            prop_assert_eq!(words.eight(at).to_le_bytes().as_slice(), &octets[at..at + 8]);
-            prop_assert_eq!(words.be16(at).to_be_bytes().as_slice(), &octets[at..at + 2]);
-            prop_assert_eq!(words.be32(at).to_be_bytes().as_slice(), &octets[at..at + 4]);
+            prop_assert_eq!(words.eight(at).to_le_bytes().to_vec(), &octets[at..at + 8]);
+            prop_assert_eq!(words.be16(at).to_be_bytes().to_vec(), &octets[at..at + 2]);
+            prop_assert_eq!(words.be32(at).to_be_bytes().to_vec(), &octets[at..at + 4]);
         }
 
         #[test]
