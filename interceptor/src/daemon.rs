@@ -1,5 +1,6 @@
 //! The daemon: wires the parts together, follows the host's changes, and takes everything down again.
 
+mod answers;
 mod backend;
 mod check;
 mod data_plane;
@@ -12,7 +13,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use interceptor_ebpf::answer::MAX_ENTRIES;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -26,10 +26,13 @@ pub use check::check;
 
 use crate::bypass::Bypass;
 use crate::config::Config;
+use crate::dns::AnswerSink;
+use crate::kernel::answers::Answers;
 use crate::kernel::{self, Kernel};
 use crate::net::{Link, LinkEvent, LinkWatch, RouteWatch, links};
 use crate::reader::{self, Device, Opened};
 use crate::{control, dns, netstack};
+use answers::KernelAnswers;
 use backend::DaemonBackend;
 use data_plane::DataPlane;
 use routing::Routing;
@@ -81,6 +84,8 @@ struct Parts {
     routing: Arc<AsyncMutex<Routing>>,
     rulebook: Arc<Rulebook>,
     dns: Arc<dns::Server>,
+    /// The answers that the kernel gives, where there is a kernel half.
+    answers: Option<Arc<Answers>>,
     netstack: netstack::Handle,
     bypass: Bypass,
     /// The reader device.
@@ -134,7 +139,17 @@ impl Daemon {
         );
         let kernel = load_kernel(config, &device, &bypass)?;
         let rulebook = Rulebook::new(&config.rules, kernel.clone())?;
-        let dns = dns::Server::new(config.dns.clone(), bypass.clone(), None);
+        let answers = kernel
+            .with(|kernel| Arc::clone(kernel.answers()))
+            .filter(|answers| answers.capacity() > 0);
+        if let Some(answers) = &answers {
+            let (entries, mib) = (answers.capacity(), answers.memory() >> 20);
+            info!(entries, mib, "the kernel keeps answers");
+        }
+        let sink = answers
+            .clone()
+            .map(|answers| Arc::new(KernelAnswers(answers)) as Arc<dyn AnswerSink>);
+        let dns = dns::Server::new(config.dns.clone(), bypass.clone(), sink);
         let netstack = {
             let _guard = data_plane.enter();
             netstack::spawn(
@@ -159,6 +174,7 @@ impl Daemon {
             routing: Arc::new(AsyncMutex::new(routing)),
             rulebook: Arc::new(rulebook),
             dns,
+            answers,
             netstack,
             bypass,
             device,
@@ -266,7 +282,13 @@ impl Daemon {
 
 /// Loads the kernel half. Without tunnels it only counts, so that the daemon can do without.
 fn load_kernel(config: &Config, device: &Device, bypass: &Bypass) -> Result<SharedKernel> {
-    let loaded = Kernel::load(config.bpf_object.as_deref(), MAX_ENTRIES).and_then(|mut kernel| {
+    // What is not remembered at all is not remembered in the kernel.
+    let answers = if config.dns.cache.enabled {
+        config.kernel_cache
+    } else {
+        0
+    };
+    let loaded = Kernel::load(config.bpf_object.as_deref(), answers).and_then(|mut kernel| {
         let layer = device.kind.link_layer();
         kernel.attach_return(&device.name, device.index, layer, config.attach)?;
         kernel.exempt(bypass.mark())?;

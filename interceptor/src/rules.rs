@@ -10,7 +10,7 @@ use thiserror::Error;
 
 mod ruleset;
 
-pub use ruleset::{Compiled, RuleSet, address};
+pub use ruleset::{ANSWERS_POLICY, Compiled, RuleSet, address};
 
 /// A rule's number while the daemon runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

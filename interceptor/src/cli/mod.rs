@@ -141,6 +141,7 @@ mod tests {
             "--rounds=1",
             "--deadline=2s",
             "--cache-size=8MiB",
+            "--kernel-cache=off",
             "--verbose",
         ];
         for command in ["run", "check", "doctor"] {

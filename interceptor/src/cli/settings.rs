@@ -109,6 +109,10 @@ pub(super) struct SettingsArgs {
     #[arg(long, value_name = "SIZE")]
     cache_size: Option<String>,
 
+    /// Answers that the kernel keeps, to give them by itself: on, off or how many
+    #[arg(long, value_name = "ENTRIES")]
+    kernel_cache: Option<String>,
+
     /// Remember no answers
     #[arg(long, conflicts_with = "cache_size")]
     no_cache: bool,
@@ -143,6 +147,11 @@ impl SettingsArgs {
             (Key::DnsRounds, "--rounds", &self.rounds),
             (Key::DnsDeadline, "--deadline", &self.deadline),
             (Key::CacheSize, "--cache-size", &self.cache_size),
+            (
+                Key::KernelCacheEntries,
+                "--kernel-cache",
+                &self.kernel_cache,
+            ),
             (
                 Key::TcpMaxConnections,
                 "--tcp-connections",
@@ -213,6 +222,7 @@ mod tests {
             deadline: Some("2s".to_owned()),
             cache_size: Some("8MiB".to_owned()),
             no_cache: true,
+            kernel_cache: Some("off".to_owned()),
             ..SettingsArgs::default()
         };
         let sources = Sources {
@@ -243,5 +253,6 @@ mod tests {
         assert_eq!(config.dns.deadline, Duration::from_secs(2));
         assert_eq!(config.dns.cache.size, 8 << 20);
         assert!(!config.dns.cache.enabled);
+        assert_eq!(config.kernel_cache, 0);
     }
 }

@@ -32,6 +32,7 @@ pub(crate) enum Key {
     CacheServeStale,
     CacheStalePatience,
     CacheMaxStale,
+    KernelCacheEntries,
     TcpMaxConnections,
     TcpIdleTimeout,
     ControlSocket,
@@ -148,7 +149,7 @@ impl Layer {
 }
 
 impl Key {
-    pub(crate) const ALL: [Self; 30] = [
+    pub(crate) const ALL: [Self; 31] = [
         Self::TunnelInterfaces,
         Self::TunnelAttach,
         Self::TunnelShare,
@@ -173,6 +174,7 @@ impl Key {
         Self::CacheServeStale,
         Self::CacheStalePatience,
         Self::CacheMaxStale,
+        Self::KernelCacheEntries,
         Self::TcpMaxConnections,
         Self::TcpIdleTimeout,
         Self::ControlSocket,
@@ -234,6 +236,7 @@ impl Key {
             Self::CacheServeStale => ("cache", "serve_stale"),
             Self::CacheStalePatience => ("cache", "stale_patience"),
             Self::CacheMaxStale => ("cache", "max_stale"),
+            Self::KernelCacheEntries => ("kernel_cache", "entries"),
             Self::TcpMaxConnections => ("tcp", "max_connections"),
             Self::TcpIdleTimeout => ("tcp", "idle_timeout"),
             Self::ControlSocket => ("control", "socket"),

@@ -71,6 +71,8 @@ pub struct Config {
     pub bypass: BypassConfig,
     /// The DNS service.
     pub dns: DnsConfig,
+    /// Answers that the kernel keeps, to give them by itself; 0 for none.
+    pub kernel_cache: u32,
     /// The TCP side of the netstack.
     pub tcp: TcpConfig,
     /// Path of the control socket.

@@ -91,6 +91,10 @@ impl Config {
             Key::CacheServeStale => json!(self.dns.cache.serve_stale),
             Key::CacheStalePatience => duration(self.dns.cache.stale_patience),
             Key::CacheMaxStale => seconds(self.dns.cache.max_stale),
+            Key::KernelCacheEntries => match self.kernel_cache {
+                0 => json!("off"),
+                entries => json!(entries),
+            },
             Key::TcpMaxConnections => json!(self.tcp.max_connections),
             Key::TcpIdleTimeout => duration(self.tcp.idle_timeout),
             Key::ControlSocket => json!(self.control.to_string_lossy()),

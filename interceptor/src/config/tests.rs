@@ -49,6 +49,9 @@ serve_stale = true
 stale_patience = "1s 800ms"
 max_stale = "1day"
 
+[kernel_cache]
+entries = 16384
+
 [tcp]
 max_connections = 1024
 idle_timeout = "10s"
@@ -103,6 +106,7 @@ fn every_key_can_be_set_in_the_file() {
             max_stale: 3 * 86_400,
         }
     );
+    assert_eq!(config.kernel_cache, 4096);
     assert_eq!(config.tcp.max_connections, 2000);
     assert_eq!(config.tcp.idle_timeout, Duration::from_secs(30));
     assert_eq!(config.control, PathBuf::from("/tmp/control.sock"));
@@ -170,6 +174,7 @@ fn every_key_can_be_set_in_the_environment() {
         .variable("INTERCEPTOR_CACHE_SERVE_STALE", "off")
         .variable("INTERCEPTOR_CACHE_STALE_PATIENCE", "500ms")
         .variable("INTERCEPTOR_CACHE_MAX_STALE", "3days")
+        .variable("INTERCEPTOR_KERNEL_CACHE_ENTRIES", "4096")
         .variable("INTERCEPTOR_TCP_MAX_CONNECTIONS", "2000")
         .variable("INTERCEPTOR_TCP_IDLE_TIMEOUT", "30s")
         .variable("INTERCEPTOR_CONTROL_SOCKET", "/tmp/control.sock")
@@ -309,7 +314,7 @@ const WRONG_FILES: &[(&str, &str)] = &[
     ("[dsn]", "1:2: unknown section `dsn`; did you mean `dns`?"),
     (
         "rounds = 2",
-        "1:1: unknown section `rounds`; known here: tunnel, virtual, reader, bypass, dns, cache, tcp, control, log, kernel, \
+        "1:1: unknown section `rounds`; known here: tunnel, virtual, reader, bypass, dns, cache, kernel_cache, tcp, control, log, kernel, \
          rule",
     ),
     (
@@ -481,6 +486,18 @@ const WRONG_FILES: &[(&str, &str)] = &[
         "[cache]\nmin_ttl = \"1min\"\nmax_ttl = \"30s\"",
         "2:11: cache.min_ttl: the least TTL is greater than the greatest (cache.max_ttl); lower the one or raise the \
          other",
+    ),
+    (
+        "[kernel_cache]\nentries = 0",
+        "2:11: kernel_cache.entries: 0 is out of range; it can be `on`, `off` or 16 to 1048576 answers",
+    ),
+    (
+        "[kernel_cache]\nentries = 99999999999",
+        "2:11: kernel_cache.entries: 99999999999 is out of range; it can be `on`, `off` or 16 to 1048576 answers",
+    ),
+    (
+        "[kernel_cache]\nentries = \"many\"",
+        "2:11: kernel_cache.entries: `many` is neither `on`, `off` nor a number of answers",
     ),
     (
         "[tcp]\nmax_connections = 99999999999",
@@ -718,6 +735,9 @@ prefetch = false
 serve_stale = false
 stale_patience = "500ms"
 max_stale = "3days"
+
+[kernel_cache]
+entries = 4096
 
 [tcp]
 max_connections = 2000

@@ -9,6 +9,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use interceptor_ebpf::answer::MAX_ENTRIES;
+
 use crate::dns::upstream::UpstreamUrl;
 use crate::dns::{CacheConfig, DnsConfig};
 use crate::rules::{Destination, Protocol, Rule, ServiceName};
@@ -41,6 +43,7 @@ const LONGEST_MIN_TTL: Duration = Duration::from_hours(1);
 const LONGEST_TTL: Duration = Duration::from_hours(24 * 7);
 const LONGEST_FAILURE_TTL: Duration = Duration::from_mins(5);
 const CACHE_SIZES: RangeInclusive<u64> = 1 << 20..=1 << 40;
+const KERNEL_CACHE_SIZES: RangeInclusive<u32> = 16..=1 << 20;
 const MOST_CONNECTIONS: u32 = 100_000;
 const MOST_ROUNDS: u32 = 10;
 
@@ -61,6 +64,9 @@ pub(super) fn config(layer: &Layer) -> Result<Config, Error> {
         rules: rules.into_iter().map(|it| it.value).collect(),
         reader,
         bypass,
+        kernel_cache: merged.or(Key::KernelCacheEntries, MAX_ENTRIES, |raw| {
+            value::kernel_cache(raw, MAX_ENTRIES, &KERNEL_CACHE_SIZES)
+        })?,
         dns,
         tcp,
         control: control_socket(layer)?,

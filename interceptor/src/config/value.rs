@@ -173,6 +173,35 @@ pub(super) fn log_filter(raw: &Raw) -> Result<String, Problem> {
     Ok(text.to_owned())
 }
 
+/// A number of answers; `on` for `usual`, 0 for `off`.
+pub(super) fn kernel_cache(
+    raw: &Raw,
+    usual: u32,
+    range: &RangeInclusive<u32>,
+) -> Result<u32, Problem> {
+    let entries = match raw {
+        Raw::Boolean(true) => return Ok(usual),
+        Raw::Boolean(false) => return Ok(0),
+        Raw::Integer(number) => *number,
+        Raw::Text(text) | Raw::Untyped(text) => match text.trim() {
+            "on" | "true" => return Ok(usual),
+            "off" | "false" => return Ok(0),
+            number => number
+                .parse()
+                .map_err(|_| format!("`{text}` is neither `on`, `off` nor a number of answers"))?,
+        },
+        other => return Err(expected("`on`, `off` or a number of answers", other)),
+    };
+    match u32::try_from(entries) {
+        Ok(entries) if range.contains(&entries) => Ok(entries),
+        _ => Err(format!(
+            "{entries} is out of range; it can be `on`, `off` or {} to {} answers",
+            range.start(),
+            range.end()
+        )),
+    }
+}
+
 /// A mark; `None` is `auto`.
 pub(super) fn mark(raw: &Raw) -> Result<Option<u32>, Problem> {
     const HELP: &str =

@@ -61,6 +61,8 @@ impl Backend for DaemonBackend {
         });
         let reasons = self.parts.kernel.with(|kernel| kernel.reasons());
         let reasons = reasons.and_then(Result::ok).unwrap_or_default();
+        let passes = self.parts.answers.as_ref().map(|it| it.passes());
+        let passes = passes.and_then(Result::ok).unwrap_or_default();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: process::id(),
@@ -80,6 +82,11 @@ impl Backend for DaemonBackend {
             kernel: reasons
                 .into_iter()
                 .map(|(reason, packets)| (reason.to_owned(), packets))
+                .chain(
+                    passes
+                        .into_iter()
+                        .map(|(pass, questions)| (format!("question_{pass}"), questions)),
+                )
                 .collect(),
             dns: serde_json::to_value(&dns).unwrap_or_default(),
             netstack: serde_json::to_value(netstack).unwrap_or_default(),

@@ -10,6 +10,9 @@ pub trait AnswerSink: Send + Sync {
     /// itself; when it may be given is for the sink to see ([`Entry::expires`]).
     fn offer(&self, entry: &Entry);
 
+    /// Clients that were given `entry` by the sink, as far as it knows. Asked for only when that decides something.
+    fn given(&self, entry: &Entry) -> u32;
+
     /// Nothing that was offered so far may be given any more.
     fn forget_all(&self);
 }

@@ -163,7 +163,7 @@ impl Cache {
             && lifetime >= PREFETCH_LIFETIME
             && entry.kind() != Kind::Failure
             && entry.hits() >= PREFETCH_HITS
-            && now >= entry.stored().after_seconds(lifetime - lifetime / 10)
+            && now >= entry.renewal()
             && entry.is_fresh(now)
             // No longer than it is fresh: what has expired is stale for failures only, and this is none.
             && entry.claim_refresh(now, now.after_seconds(PREFETCH_RETRY).min(entry.expires()))
@@ -225,6 +225,17 @@ impl Cache {
         let entry = Entry::new(key, &verdict, now);
         self.entries.insert(Keyed(entry.clone()), entry.clone());
         Some(entry)
+    }
+
+    /// Does something that a flush must come after, unless there was one since `generation`.
+    pub(in crate::dns) fn while_current(&self, generation: u64, act: impl FnOnce()) {
+        let current = self
+            .generation
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        if *current == generation {
+            act();
+        }
     }
 
     /// Takes away what `scope` says, and makes sure that what is being asked is not stored; tells how many answers went.

@@ -86,11 +86,13 @@ impl Resolver {
         }
         let key = Key::of(query, RouteId::DEFAULT)?;
         let now = self.core.clock.now();
+        let generation = cache.generation();
         match cache.find(key.as_ref(), now) {
             Found::Fresh(entry) => {
                 cache.meter.hits.add();
-                self.core.used(cache, &entry, 1, now);
-                self.core.offer(&entry);
+                let elsewhere = self.core.given_elsewhere(&entry, now);
+                self.core.used(cache, &entry, 1 + elsewhere, now);
+                self.core.offer(cache, generation, &entry);
                 Some(Answer::remembered(query, &entry, now))
             }
             Found::Stale(entry) if entry.is_refresh_postponed(now) => {
@@ -219,8 +221,8 @@ impl Core {
                 let now = core.clock.now();
                 let cache = core.cache.as_ref();
                 let kept = cache.and_then(|it| it.settle(key.as_ref(), generation, &outcome, now));
-                if let Some(entry) = kept {
-                    core.offer(&entry);
+                if let (Some(cache), Some(entry)) = (cache, kept) {
+                    core.offer(cache, generation, &entry);
                 }
                 Arc::new(outcome)
             };
@@ -282,11 +284,20 @@ impl Core {
         });
     }
 
-    fn offer(&self, entry: &Entry) {
+    /// Hands on an answer of `generation`.
+    fn offer(&self, cache: &Cache, generation: u64, entry: &Entry) {
         if let Some(answers) = &self.answers
             && entry.kind() != Kind::Failure
         {
-            answers.offer(entry);
+            cache.while_current(generation, || answers.offer(entry));
+        }
+    }
+
+    /// Clients that somebody else has given `entry`, where that decides whether it is asked for again.
+    fn given_elsewhere(&self, entry: &Entry, now: Moment) -> u32 {
+        match &self.answers {
+            Some(answers) if now >= entry.renewal() => answers.given(entry),
+            _ => 0,
         }
     }
 }

@@ -64,10 +64,11 @@ impl Answers {
         self.capacity
     }
 
-    /// Kernel memory of the map in bytes; about: each element has a header of the kernel's.
-    pub fn memory(capacity: u32) -> u64 {
-        const HEADER: usize = 64;
-        u64::from(capacity) * (size_of::<Key>() + size_of::<Entry>() + HEADER) as u64
+    /// Kernel memory in bytes that the map takes from the start, about: each element has a header of the kernel's, and
+    /// each bucket, of which there are as many, a head.
+    pub fn memory(&self) -> u64 {
+        const HEADER: usize = 48 + 16;
+        u64::from(self.capacity) * (size_of::<Key>() + size_of::<Entry>() + HEADER) as u64
     }
 
     /// What holds at the moment; to be taken before an answer is looked up or asked for.

@@ -148,8 +148,8 @@ impl Kernel {
             .or_else(|error| {
                 let ebpf = load(0).map_err(|_| error)?;
                 warn!(
-                    answers,
-                    "the kernel has no room for answers of its own; the daemon gives them all"
+                    entries = answers,
+                    "the kernel cannot keep answers, so the daemon gives them all; a smaller --kernel-cache may fit"
                 );
                 capacity = 0;
                 Ok(ebpf)

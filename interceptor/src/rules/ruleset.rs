@@ -14,8 +14,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Destination, Protocol, Rule, RuleError, RuleId, ServiceName, Transport};
 
-/// The policy of all rules of the DNS service.
-const ANSWERS: u32 = 1;
+/// The policy under which the kernel answers what rules of the DNS service take; all of them have the same.
+pub const ANSWERS_POLICY: u16 = 1;
 
 /// Rules that can stand together, each with a number that it keeps for life.
 #[derive(Clone, Debug, Default)]
@@ -267,7 +267,7 @@ impl Effective {
                     continue;
                 }
                 let slot = match (protocol, rule.service) {
-                    (Protocol::Udp, ServiceName::Dns) => with_policy(*id, ANSWERS),
+                    (Protocol::Udp, ServiceName::Dns) => with_policy(*id, ANSWERS_POLICY.into()),
                     _ => *id,
                 };
                 if let Some(port) = rule.port {
@@ -525,7 +525,7 @@ mod tests {
                 destination: Destination::address(address.into()),
                 protocol: None,
                 port: None,
-                service: super::super::ServiceName::Dns,
+                service: ServiceName::Dns,
             }
         });
         let compiled = RuleSet::new(rules).unwrap().compile().unwrap();
@@ -596,7 +596,7 @@ mod tests {
             destination,
             protocol,
             port,
-            service: super::super::ServiceName::Dns,
+            service: ServiceName::Dns,
         })
     }
 

@@ -141,6 +141,12 @@ impl Entry {
         self.head().stored.after_seconds(self.head().lifetime)
     }
 
+    /// From when on it is in the last tenth of its lifetime, and asked for again where it is in use.
+    pub fn renewal(&self) -> Moment {
+        let lifetime = self.lifetime();
+        self.stored().after_seconds(lifetime - lifetime / 10)
+    }
+
     /// Its time from being stored until it expires, in seconds.
     pub fn lifetime(&self) -> u32 {
         self.head().lifetime

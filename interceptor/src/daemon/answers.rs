@@ -1,0 +1,73 @@
+//! Hands answers in memory on to the kernel, so that it gives them itself.
+
+use std::sync::Arc;
+
+use interceptor_ebpf::answer::{MAX_RECORDS, Parts};
+use interceptor_ebpf::question::Key;
+use tracing::warn;
+
+use crate::dns::AnswerSink;
+use crate::dns::cache::{Entry, RouteId};
+use crate::dns::clock::Moment;
+use crate::kernel::answers::{Answers, boot_clock};
+use crate::rules::ANSWERS_POLICY;
+
+/// Nanoseconds of a millisecond.
+const MILLISECOND: u64 = 1_000_000;
+
+/// The kernel's answers as the DNS service knows them.
+pub(super) struct KernelAnswers(pub(super) Arc<Answers>);
+
+impl AnswerSink for KernelAnswers {
+    fn offer(&self, entry: &Entry) {
+        let renewal = nanoseconds(entry.renewal());
+        // In the last tenth of its lifetime it is about to be replaced, and one that the kernel has would lose what it
+        // has counted.
+        if entry.key().route() != RouteId::DEFAULT || boot_clock() >= renewal {
+            return;
+        }
+        let Some(key) = key(entry) else {
+            return;
+        };
+        if entry.ttl_offsets().len() > MAX_RECORDS {
+            return;
+        }
+        let ttls: Vec<usize> = entry.ttl_offsets().map(usize::from).collect();
+        let parts = Parts {
+            flags: entry.flags().0,
+            counts: entry.counts(),
+            body: entry.body(),
+            ttls: &ttls,
+            stored: nanoseconds(entry.stored()),
+            renewal,
+            expires: nanoseconds(entry.expires()),
+        };
+        let Self(answers) = self;
+        if let Err(error) = answers.offer(answers.edition(), &key, &parts) {
+            warn!("{error:#}");
+        }
+    }
+
+    fn given(&self, entry: &Entry) -> u32 {
+        let Self(answers) = self;
+        let hits = key(entry).and_then(|key| answers.hits(&key));
+        u32::try_from(hits.unwrap_or(0)).unwrap_or(u32::MAX)
+    }
+
+    fn forget_all(&self) {
+        let Self(answers) = self;
+        if let Err(error) = answers.forget_all() {
+            warn!("{error:#}");
+        }
+    }
+}
+
+fn key(entry: &Entry) -> Option<Key> {
+    let key = entry.key();
+    let (dnssec_ok, checking_disabled) = (key.is_dnssec_ok(), key.is_checking_disabled());
+    Key::of_question(key.question(), ANSWERS_POLICY, dnssec_ok, checking_disabled)
+}
+
+fn nanoseconds(moment: Moment) -> u64 {
+    moment.millis().saturating_mul(MILLISECOND)
+}
