@@ -117,14 +117,14 @@ pub struct UpstreamStatus {
 /// What is remembered, and where.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheStatus {
-    /// The tiers, in the order in which they are asked; none when nothing is remembered.
+    /// The tiers; none when nothing is remembered.
     pub tiers: Vec<TierStatus>,
 }
 
 /// A place where answers are remembered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TierStatus {
-    /// `memory`.
+    /// `kernel` or `memory`.
     pub name: String,
     /// Answers it holds, those that have expired included.
     pub answers: u64,

@@ -1,10 +1,12 @@
 //! What the control API sees of the daemon.
 
+use std::collections::BTreeMap;
 use std::process;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::task::spawn_blocking;
+use interceptor_ebpf::Pass;
+use tokio::task::{block_in_place, spawn_blocking};
 use tracing::info;
 
 use super::rulebook::ChangeError;
@@ -19,6 +21,9 @@ use crate::rules::{Rule, RuleId};
 
 /// The tier that is user space's memory.
 const MEMORY: &str = "memory";
+
+/// The tier of answers that the kernel gives by itself.
+const KERNEL: &str = "kernel";
 
 /// The running daemon, as it can be asked and changed.
 pub(super) struct DaemonBackend {
@@ -142,8 +147,15 @@ impl Backend for DaemonBackend {
             .map(|(name, count)| (name.to_owned(), count))
             .collect(),
         });
+        let kernel = self.parts.answers.as_ref().map(|answers| TierStatus {
+            name: KERNEL.to_owned(),
+            answers: block_in_place(|| answers.count()),
+            bytes: answers.memory(),
+            capacity_bytes: answers.memory(),
+            counters: kernel_counters(answers.passes().unwrap_or_default()),
+        });
         CacheStatus {
-            tiers: memory.into_iter().collect(),
+            tiers: memory.into_iter().chain(kernel).collect(),
         }
     }
 
@@ -226,4 +238,23 @@ impl From<ChangeError> for Refusal {
             ChangeError::Kernel(error) => Self::Failed(format!("{error:#}")),
         }
     }
+}
+
+/// Questions that the kernel answered and those that it passed on, all together and by why.
+fn kernel_counters(passes: BTreeMap<&'static str, u64>) -> BTreeMap<String, u64> {
+    let (hits, misses): (Vec<_>, Vec<_>) = passes
+        .into_iter()
+        .partition(|(name, _)| *name == Pass::Answered.name());
+    let sum = |passes: &[(&str, u64)]| passes.iter().map(|(_, count)| count).sum();
+    [
+        ("hits".to_owned(), sum(&hits)),
+        ("misses".to_owned(), sum(&misses)),
+    ]
+    .into_iter()
+    .chain(
+        misses
+            .iter()
+            .map(|(name, count)| (format!("missed_{name}"), *count)),
+    )
+    .collect()
 }

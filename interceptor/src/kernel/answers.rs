@@ -1,12 +1,13 @@
 //! The answers that the kernel gives by itself: what it may answer, and how it fared.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use interceptor_ebpf::Pass;
 use interceptor_ebpf::answer::{Entry, Parts, Permit};
 use interceptor_ebpf::question::Key;
@@ -17,6 +18,8 @@ use super::plain::Plain;
 /// The map of answers. Shared: all it does is one system call each.
 pub struct Answers {
     state: Mutex<State>,
+    /// The same map, for who has no business with the rest of the state.
+    reading: HashMap<MapData, Plain<Key>, Plain<Entry>>,
     passes: PerCpuArray<MapData, u64>,
     capacity: u32,
 }
@@ -43,8 +46,16 @@ pub enum Offer {
 impl Answers {
     /// Takes the maps out of a loaded object; `capacity` is the size in answers that it was loaded with.
     pub(super) fn take(ebpf: &mut Ebpf, capacity: u32) -> Result<Self> {
+        let entries = super::take_map(ebpf, "ANSWERS")?;
+        let reading = match &entries {
+            Map::LruHashMap(data) => {
+                let again = data.fd().as_fd().try_clone_to_owned()?;
+                Map::LruHashMap(MapData::from_fd(again)?)
+            }
+            _ => bail!("its map ANSWERS does not forget what is not used"),
+        };
         let mut state = State {
-            entries: HashMap::try_from(super::take_map(ebpf, "ANSWERS")?)?,
+            entries: HashMap::try_from(entries)?,
             global: Array::try_from(super::take_map(ebpf, "PERMIT")?)?,
             permit: Permit::default(),
         };
@@ -54,6 +65,7 @@ impl Answers {
         }
         Ok(Self {
             state: Mutex::new(state),
+            reading: HashMap::try_from(reading)?,
             passes: PerCpuArray::try_from(super::take_map(ebpf, "PASSES")?)?,
             capacity,
         })
@@ -94,10 +106,15 @@ impl Answers {
         Ok(Offer::Kept)
     }
 
+    /// Answers in the map, those that have expired or are outdated included. Goes through all of them.
+    pub fn count(&self) -> u64 {
+        let capacity = self.capacity as usize;
+        self.reading.keys().take(capacity).flatten().count() as u64
+    }
+
     /// How often the kernel has given the answer to `key`; `None` where it has none.
     pub fn hits(&self, key: &Key) -> Option<u64> {
-        let state = self.state();
-        let Plain(entry) = state.entries.get(&Plain(*key), 0).ok()?;
+        let Plain(entry) = self.reading.get(&Plain(*key), 0).ok()?;
         Some(entry.hits)
     }
 

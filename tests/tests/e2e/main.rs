@@ -11,6 +11,7 @@ mod cache;
 mod device;
 mod doctor;
 mod icmp;
+mod kernel_answers;
 mod lifecycle;
 mod readers;
 mod routing;

@@ -1,0 +1,326 @@
+//! What the kernel answers by itself is what user space would have answered, and never what it would no longer.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+
+use anyhow::{Context as _, Result, ensure};
+use lab::dns::{self, Query};
+use lab::{Capture, Daemon, Lab, PATIENCE, PEER_V4, Responder, until};
+use rand::RngExt as _;
+use rand::seq::IndexedRandom as _;
+
+#[test]
+fn what_was_asked_before_is_answered_in_the_kernel_and_the_tunnel_sees_nothing() -> Result<()> {
+    let lab = Lab::client_with_tunnel()?;
+    lab.client.reverse_path_filter("1")?;
+    drop_invalid(&lab)?;
+    let daemon = lab.daemon(&[])?;
+    let capture = Capture::start(&lab.peer, lab.tunnel.peer_interface())?;
+    let servers = ["10.30.30.30", "fd30:30:30::30"];
+
+    for server in servers {
+        for arguments in ["", "+noedns", "+dnssec", "+cookie"] {
+            let line = format!("+notcp @{server} {arguments} www.example.test");
+            lab.dig(&line)?;
+            let before = answered(&daemon)?;
+            let reply = lab.dig(&line)?;
+            assert!(reply.contains("192.0.2.80"), "{line}: {reply}");
+            assert_eq!(answered(&daemon)? - before, 1, "{line}");
+        }
+    }
+
+    lab.ping(PEER_V4)?;
+    capture.wait_for("ICMP", |packet| packet.protocol == 1)?;
+    let leaked = capture.matching(|packet| packet.involves_port(53))?;
+    assert_eq!(leaked, Vec::new());
+    Ok(())
+}
+
+#[test]
+fn kernel_and_user_space_answer_thousands_of_questions_alike() -> Result<()> {
+    const QUESTIONS: usize = 3000;
+    let lab = Lab::client_with_tunnel()?;
+    let daemon = lab.daemon(&[])?;
+    let mut random = rand::rng();
+    let mut sockets = BTreeMap::new();
+    for server in [Lab::dns_v4(), Lab::dns_v6()] {
+        sockets.insert(
+            server,
+            (lab.client.udp_to(server)?, Stream::to(&lab, server)?),
+        );
+    }
+    let before = answered(&daemon)?;
+
+    for _ in 0..QUESTIONS {
+        let query = question(&mut random);
+        for (datagrams, stream) in sockets.values_mut() {
+            // The first time it is the upstream's own reply; from then on it is what is remembered.
+            stream.exchange(&query)?;
+            let expected = stream.exchange(&query)?;
+            let first = exchange(datagrams, &query)?;
+            let second = exchange(datagrams, &query)?;
+            for reply in [first, second] {
+                if reply[2] & 2 != 0 {
+                    ensure!(expected.len() > reply.len(), "truncated for nothing");
+                    continue;
+                }
+                ensure!(
+                    is_same(&reply, &expected),
+                    "{query:?}\n{reply:?}\n{expected:?}"
+                );
+            }
+        }
+    }
+
+    let answered = answered(&daemon)? - before;
+    assert!(
+        answered > QUESTIONS as u64,
+        "{answered} answered in the kernel"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_flush_empties_the_kernel_too_whenever_it_comes() -> Result<()> {
+    const CHANGES: u32 = 1000;
+    let lab = Lab::client_with_tunnel()?;
+    let version = Arc::new(AtomicU32::new(0));
+    let _upstream = Responder::start(&lab.net, "192.0.2.54:53".parse()?, {
+        let version = Arc::clone(&version);
+        move |query| {
+            let address = address(version.load(Ordering::SeqCst));
+            let reply = dns::address_reply_for(query, address, 3600);
+            reply.into_iter().collect()
+        }
+    })?;
+    let daemon = daemon_at(&lab, "udp://192.0.2.54")?;
+    let client = lab.client.udp_to(Lab::dns_v4())?;
+    let noise: Vec<UdpSocket> = (0..2)
+        .map(|_| lab.client.udp_to(Lab::dns_v4()))
+        .collect::<Result<_>>()?;
+    let query = Query::new("changing.example.test", 1).wire();
+    let stop = AtomicBool::new(false);
+
+    thread::scope(|scope| {
+        for socket in &noise {
+            let (query, stop) = (&query, &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    // What these get may be old: they do not wait for the change.
+                    let _ = exchange(socket, query);
+                }
+            });
+        }
+        let outcome = (1..=CHANGES).try_for_each(|change| {
+            version.store(change, Ordering::SeqCst);
+            if change % 10 == 0 {
+                let id = daemon.rule_add(&["10.30.30.31"])?;
+                daemon.rule_remove(id)?;
+            }
+            flush(&daemon)?;
+            for _ in 0..3 {
+                let reply = dns::parse(&exchange(&client, &query)?)?;
+                let got = dns::first_address(&reply);
+                ensure!(got == Some(address(change)), "change {change}: {got:?}");
+            }
+            Ok(())
+        });
+        stop.store(true, Ordering::Relaxed);
+        outcome
+    })?;
+
+    assert!(answered(&daemon)? > 0);
+    Ok(())
+}
+
+#[test]
+fn nothing_is_left_of_what_the_daemon_before_knew() -> Result<()> {
+    let lab = Lab::client_with_tunnel()?;
+    let version = Arc::new(AtomicU32::new(0));
+    let _upstream = Responder::start(&lab.net, "192.0.2.54:53".parse()?, {
+        let version = Arc::clone(&version);
+        move |query| {
+            let address = address(version.load(Ordering::SeqCst));
+            let reply = dns::address_reply_for(query, address, 3600);
+            reply.into_iter().collect()
+        }
+    })?;
+    let mut daemon = daemon_at(&lab, "udp://192.0.2.54")?;
+    let client = lab.client.udp_to(Lab::dns_v4())?;
+    let query = Query::new("restart.example.test", 1).wire();
+
+    for round in 0..5 {
+        version.store(round, Ordering::SeqCst);
+        for _ in 0..3 {
+            let reply = dns::parse(&exchange(&client, &query)?)?;
+            assert_eq!(dns::first_address(&reply), Some(address(round)));
+        }
+        assert!(answered(&daemon)? > 0);
+        daemon.kill()?;
+        daemon.start_again()?;
+        daemon.wait_attached(lab.tunnel.client_interface())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn names_that_only_the_kernel_sees_are_asked_for_ahead_of_their_expiry() -> Result<()> {
+    let lab = Lab::client_with_tunnel()?;
+    let upstream = Responder::start(&lab.net, "192.0.2.54:53".parse()?, |query| {
+        let reply = dns::address_reply_for(query, Responder::FAR_ANSWER, 10);
+        reply.into_iter().collect()
+    })?;
+    let daemon = daemon_at(&lab, "udp://192.0.2.54")?;
+    let client = lab.client.udp_to(Lab::dns_v4())?;
+    let query = Query::new("popular.example.test", 1).wire();
+    exchange(&client, &query)?;
+    let asked = upstream.seen();
+
+    let mut least = u32::MAX;
+    until("the name is asked for again", || {
+        let reply = dns::parse(&exchange(&client, &query).ok()?).ok()?;
+        least = least.min(reply.answers.first()?.ttl);
+        thread::sleep(std::time::Duration::from_millis(20));
+        (upstream.seen() > asked).then_some(())
+    })?;
+
+    assert!(least > 0, "it was renewed before it expired");
+    assert_eq!(count(&daemon, "question_renewal")?, 1);
+    assert_eq!(count(&daemon, "question_expired")?, 0);
+    Ok(())
+}
+
+#[test]
+fn switched_off_the_kernel_answers_nothing_and_all_is_answered() -> Result<()> {
+    let lab = Lab::client_with_tunnel()?;
+    let daemon = lab.daemon(&["--kernel-cache", "off"])?;
+    for _ in 0..3 {
+        let answer = lab.dig("+short @10.30.30.30 www.example.test")?;
+        assert_eq!(answer, "192.0.2.80\n");
+    }
+    assert_eq!(answered(&daemon)?, 0);
+    Ok(())
+}
+
+/// A connection to the DNS service, which user space answers.
+struct Stream(TcpStream);
+
+impl Stream {
+    fn to(lab: &Lab, server: SocketAddr) -> Result<Self> {
+        let stream = lab.client.connect(server)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self(stream))
+    }
+
+    fn exchange(&mut self, query: &[u8]) -> Result<Vec<u8>> {
+        let Self(stream) = self;
+        stream.write_all(&dns::framed(query))?;
+        let mut length = [0; 2];
+        stream.read_exact(&mut length)?;
+        let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
+        stream.read_exact(&mut reply)?;
+        Ok(reply)
+    }
+}
+
+fn exchange(socket: &UdpSocket, query: &[u8]) -> Result<Vec<u8>> {
+    let mut buffer = [0; 4096];
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.send(query)?;
+    let length = socket.recv(&mut buffer).context("no reply")?;
+    Ok(buffer[..length].to_vec())
+}
+
+/// A query about the zone, or beside it, in random letter case, with and without EDNS.
+fn question(random: &mut impl rand::Rng) -> Vec<u8> {
+    const NAMES: [&str; 8] = [
+        "www", "alias", "mail", "missing", "txt", "big2k", "h1", "h2",
+    ];
+    let name = match random.random_range(0..3) {
+        0 => format!("h{}.example.test", random.random_range(0..40)),
+        _ => format!("{}.example.test", NAMES.choose(random).unwrap_or(&"www")),
+    };
+    let name: String = name
+        .chars()
+        .map(|letter| match random.random() {
+            true => letter.to_ascii_uppercase(),
+            false => letter,
+        })
+        .collect();
+    let record_type = *[1, 28, 5, 15, 16, 2, 6, 33, 65]
+        .choose(random)
+        .unwrap_or(&1);
+    let mut query = Query::new(&name, record_type);
+    if random.random() {
+        let sizes = [512, 700, 1232, 4096];
+        query = query.with_edns(*sizes.choose(random).unwrap_or(&1232));
+    }
+    let is_edns = query.edns.is_some();
+    let mut wire = query.wire();
+    wire[3] |= *[0, 0x10, 0x20, 0x30].choose(random).unwrap_or(&0);
+    if is_edns && random.random() {
+        let flags = wire.len() - 4;
+        wire[flags] |= 0x80;
+    }
+    wire
+}
+
+/// Whether two replies are the same but for at most a second of their TTLs.
+fn is_same(one: &[u8], other: &[u8]) -> bool {
+    let (Ok(mut one), Ok(mut other)) = (dns::parse(one), dns::parse(other)) else {
+        return false;
+    };
+    for (one, other) in [
+        (&mut one.answers, &mut other.answers),
+        (&mut one.authorities, &mut other.authorities),
+        (&mut one.additionals, &mut other.additionals),
+    ] {
+        for (one, other) in one.iter_mut().zip(other) {
+            if one.ttl.abs_diff(other.ttl) > 1 {
+                return false;
+            }
+            one.ttl = other.ttl;
+        }
+    }
+    one.to_vec().ok() == other.to_vec().ok()
+}
+
+fn daemon_at(lab: &Lab, upstream: &str) -> Result<Daemon> {
+    let interface = lab.tunnel.client_interface();
+    let daemon = Daemon::start(&lab.client, &["-i", interface, "--upstream", upstream])?;
+    daemon.wait_attached(interface)?;
+    Ok(daemon)
+}
+
+fn drop_invalid(lab: &Lab) -> Result<()> {
+    for line in [
+        "nft add table inet guard",
+        "nft add chain inet guard in { type filter hook input priority 0 ; }",
+        "nft add rule inet guard in ct state invalid drop",
+        "nft add rule inet guard in udp sport 53 ct state != established drop",
+    ] {
+        lab.client.run(line)?;
+    }
+    Ok(())
+}
+
+fn flush(daemon: &Daemon) -> Result<()> {
+    daemon.ask(&["cache", "flush", "--all"])?;
+    Ok(())
+}
+
+fn address(version: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(0xc612_0000 + version)
+}
+
+fn answered(daemon: &Daemon) -> Result<u64> {
+    count(daemon, "question_answered")
+}
+
+fn count(daemon: &Daemon, what: &str) -> Result<u64> {
+    Ok(daemon.status()?["kernel"][what].as_u64().unwrap_or(0))
+}
