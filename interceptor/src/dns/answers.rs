@@ -11,7 +11,9 @@ pub trait AnswerSink: Send + Sync {
     fn offer(&self, entry: &Entry);
 
     /// Clients that were given `entry` by the sink, as far as it knows. Asked for only when that decides something.
-    fn given(&self, entry: &Entry) -> u32;
+    fn given(&self, _entry: &Entry) -> u32 {
+        0
+    }
 
     /// Nothing that was offered so far may be given any more.
     fn forget_all(&self);

@@ -62,7 +62,7 @@ fn capabilities() -> Point {
 }
 
 fn programs() -> Point {
-    let verified = Kernel::load(None).and_then(|mut kernel| kernel.verify());
+    let verified = Kernel::load(None, 0).and_then(|mut kernel| kernel.verify());
     match verified {
         Ok(()) => Point::good("BPF", "the kernel takes all programs and maps"),
         Err(error) => Point::bad(
