@@ -171,7 +171,7 @@ fn nothing_is_left_of_what_the_daemon_before_knew() -> Result<()> {
 fn names_that_only_the_kernel_sees_are_asked_for_ahead_of_their_expiry() -> Result<()> {
     let lab = Lab::client_with_tunnel()?;
     let upstream = Responder::start(&lab.net, "192.0.2.54:53".parse()?, |query| {
-        let reply = dns::address_reply_for(query, Responder::FAR_ANSWER, 10);
+        let reply = dns::address_reply_for(query, Responder::FAR_ANSWER, 20);
         reply.into_iter().collect()
     })?;
     let daemon = daemon_at(&lab, "udp://192.0.2.54")?;
