@@ -246,9 +246,12 @@ fn question(random: &mut impl rand::Rng) -> Vec<u8> {
     };
     let name: String = name
         .chars()
-        .map(|letter| match random.random() {
-            true => letter.to_ascii_uppercase(),
-            false => letter,
+        .map(|letter| {
+            if random.random() {
+                letter.to_ascii_uppercase()
+            } else {
+                letter
+            }
         })
         .collect();
     let record_type = *[1, 28, 5, 15, 16, 2, 6, 33, 65]
