@@ -142,10 +142,6 @@ impl Daemon {
         let answers = kernel
             .with(|kernel| Arc::clone(kernel.answers()))
             .filter(|answers| answers.capacity() > 0);
-        if let Some(answers) = &answers {
-            let (entries, mib) = (answers.capacity(), answers.memory() >> 20);
-            info!(entries, mib, "the kernel keeps answers");
-        }
         let sink = answers
             .clone()
             .map(|answers| Arc::new(KernelAnswers(answers)) as Arc<dyn AnswerSink>);
@@ -167,6 +163,10 @@ impl Daemon {
             .context("cannot follow the host's interfaces")?;
         let mut taps = Taps::new(config, kernel.clone(), &device);
         taps.start(&present)?;
+        if let Some(answers) = &answers {
+            let (entries, mib) = (answers.capacity(), answers.memory() >> 20);
+            info!(entries, mib, "the kernel keeps answers");
+        }
         let routing = Routing::new(config, device.index, bypass.clone(), kernel.clone());
         let parts = Parts {
             kernel,

@@ -139,7 +139,7 @@ fn a_failure_is_remembered_for_a_while_and_says_so() -> Result<()> {
 #[test]
 fn what_is_remembered_can_be_looked_at_and_forgotten() -> Result<()> {
     let lab = Lab::client_with_tunnel()?;
-    let daemon = lab.daemon(&[])?;
+    let daemon = lab.daemon(&["--kernel-cache", "off"])?;
     for name in ["www.example.test", "h1.example.test", "h2.example.test"] {
         lab.dig(&format!("+short @10.30.30.30 {name}"))?;
     }

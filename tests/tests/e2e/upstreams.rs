@@ -159,7 +159,7 @@ fn a_lost_query_is_sent_again() -> Result<()> {
 }
 
 #[test]
-fn every_query_upstream_has_an_id_and_a_port_of_its_own() -> Result<()> {
+fn queries_upstream_leave_from_ports_of_their_own_until_sixteen_are_in_use() -> Result<()> {
     let lab = Lab::client_with_tunnel()?;
     let capture = lab::Capture::start(&lab.net, "eth0")?;
     let _daemon = lab.daemon(&["--no-cache"])?;
@@ -175,7 +175,7 @@ fn every_query_upstream_has_an_id_and_a_port_of_its_own() -> Result<()> {
         .into_iter()
         .filter_map(|packet| Some(packet.ports?.0))
         .collect();
-    assert!(ports.len() >= 19, "{ports:?}");
+    assert!(ports.len() >= 15, "{ports:?}");
     Ok(())
 }
 
