@@ -1,7 +1,7 @@
 //! How the daemon's own traffic avoids the tunnel and its own taps: a socket mark, a device, or both.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -64,6 +64,17 @@ impl Bypass {
             socket: UdpSocket::from_std(socket.into())?,
             _permit: permit,
         })
+    }
+
+    /// A UDP socket on a random port that is to talk to `remote` alone, and leaves it to its user to see to that.
+    pub fn datagrams(&self, remote: SocketAddr) -> io::Result<std::net::UdpSocket> {
+        let socket = self.socket(remote, Type::DGRAM, Protocol::UDP)?;
+        let any: IpAddr = match remote {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        socket.bind(&SocketAddr::new(any, 0).into())?;
+        Ok(socket.into())
     }
 
     /// A TCP connection to `remote`.

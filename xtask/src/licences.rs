@@ -6,13 +6,14 @@ use serde_json::Value;
 use crate::{command, workspace};
 
 /// SPDX identifiers that may be built in. The Mozilla licence is left out on purpose: it is copyleft, if only a file
-/// at a time.
-const ALLOWED: [&str; 11] = [
+/// at a time. CDLA-Permissive is what Mozilla's list of authorities comes under: data, given away as BSD gives code.
+const ALLOWED: [&str; 12] = [
     "0BSD",
     "Apache-2.0",
     "BSD-2-Clause",
     "BSD-3-Clause",
     "CC0-1.0",
+    "CDLA-Permissive-2.0",
     "ISC",
     "MIT",
     "MIT-0",

@@ -500,8 +500,9 @@ fn comes_not_back(
     rules: &[Sourced<Rule>],
     bypass: &BypassConfig,
 ) -> Result<(), Error> {
-    let (UpstreamUrl::Udp(socket) | UpstreamUrl::Tcp(socket)) = &upstream.value;
-    if let Some(address) = addresses.iter().find(|it| it.value == socket.ip()) {
+    let sockets = upstream.value.addresses();
+    let is_upstream = |address: &IpAddr| sockets.iter().any(|socket| socket.ip() == *address);
+    if let Some(address) = addresses.iter().find(|it| is_upstream(&it.value)) {
         return Err(Error::value(
             &upstream.origin,
             Key::DnsUpstreams,
@@ -517,9 +518,11 @@ fn comes_not_back(
         return Ok(());
     }
     let takes = |rule: &Rule| {
-        rule.destination.contains(socket.ip())
-            && rule.protocol != Some(Protocol::Icmp)
-            && rule.port.is_none_or(|port| port == socket.port())
+        sockets.iter().any(|socket| {
+            rule.destination.contains(socket.ip())
+                && rule.protocol != Some(Protocol::Icmp)
+                && rule.port.is_none_or(|port| port == socket.port())
+        })
     };
     if let Some(rule) = rules.iter().find(|it| takes(&it.value)) {
         return Err(Error::value(

@@ -263,7 +263,9 @@ pub(super) fn virtual_address(raw: &Raw) -> Result<IpAddr, Problem> {
 }
 
 pub(super) fn upstream(raw: &Raw) -> Result<UpstreamUrl, Problem> {
-    parsed(raw, "a URL in quotes such as \"udp://8.8.8.8\"")
+    let upstream: UpstreamUrl = parsed(raw, "a URL in quotes such as \"udp://8.8.8.8\"")?;
+    upstream.check_files().map_err(|error| error.to_string())?;
+    Ok(upstream)
 }
 
 pub(super) fn socket_path(raw: &Raw) -> Result<PathBuf, Problem> {

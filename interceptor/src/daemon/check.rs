@@ -8,6 +8,7 @@ use std::path::Path;
 use crate::bypass::Bypass;
 use crate::config::{Config, Finding, Level};
 use crate::control;
+use crate::dns::upstream::UpstreamUrl;
 use crate::kernel::Capability;
 use crate::net::{Link, NoSuchInterface, links, routes, wireguard};
 use crate::reader::{self, NameError};
@@ -163,8 +164,7 @@ fn covered_upstreams(config: &Config) -> Vec<String> {
     }
     let alone = config.interfaces.is_empty();
     let mut lines = Vec::new();
-    for upstream in &config.dns.upstreams {
-        let upstream = upstream.address();
+    for upstream in config.dns.upstreams.iter().flat_map(UpstreamUrl::addresses) {
         let covering = config
             .rules
             .iter()
@@ -201,8 +201,8 @@ async fn upstreams(config: &Config, tunnels: &[Link]) -> Vec<Finding> {
     };
     let bypass = Bypass::new(mark, config.bypass.device.as_deref());
     let mut findings = Vec::new();
-    for upstream in &config.dns.upstreams {
-        let text = upstream_warning(upstream.address(), &bypass, tunnels, 0, &rulebook).await;
+    for upstream in config.dns.upstreams.iter().flat_map(UpstreamUrl::addresses) {
+        let text = upstream_warning(upstream, &bypass, tunnels, 0, &rulebook).await;
         findings.extend(text.map(warning));
     }
     findings

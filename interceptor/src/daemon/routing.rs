@@ -47,7 +47,7 @@ impl Routing {
             reader,
             enabled: config.reader.routes,
             alone: config.interfaces.is_empty(),
-            upstreams: upstreams.map(UpstreamUrl::address).collect(),
+            upstreams: upstreams.flat_map(UpstreamUrl::addresses).collect(),
             fixed_mark: config.bypass.mark.is_some(),
             bypass,
             kernel,

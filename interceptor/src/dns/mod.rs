@@ -12,6 +12,7 @@ pub mod clock;
 mod connection;
 pub mod counters;
 mod framing;
+mod padding;
 pub mod query;
 pub mod reply;
 mod resolver;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use hickory_proto::op;
 use hickory_proto::serialize::binary::BinDecodable;
 
+use super::padding;
 use super::reply::Reply;
 use super::wire::{
     BARE_OPT_LEN, Echo, ExtendedError, Flags, HEADER_LEN, Header, MAX_UDP_PAYLOAD, MIN_UDP_PAYLOAD,
@@ -270,6 +271,17 @@ impl Request {
         let mut wire = self.wire.to_vec();
         put_u16(&mut wire, 0, id);
         wire
+    }
+
+    /// The same request, padded to a multiple of `block` octets where that can be (RFC 8467).
+    #[must_use]
+    pub fn padded(&self, block: usize) -> Self {
+        let mut wire = self.wire.to_vec();
+        padding::pad(&mut wire, block);
+        Self {
+            wire: wire.into(),
+            question: self.question,
+        }
     }
 
     /// Name, type and class in wire form.

@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use super::padding;
 use super::query::Request;
 use super::wire::MAX_UDP_PAYLOAD;
 use super::wire::{
@@ -89,6 +90,18 @@ impl Reply {
     /// Whether the upstream may have failed because it does not know EDNS (RFC 6891 §7).
     pub(super) fn may_lack_edns(&self) -> bool {
         self.opt.is_none() && matches!(self.rcode(), Rcode::FORMERR | Rcode::NOTIMP)
+    }
+
+    /// The same reply without padding, which was meant for the upstream's way alone (RFC 7830 §4).
+    #[must_use]
+    pub fn without_padding(mut self) -> Self {
+        if let Some(opt) = &mut self.opt
+            && opt.end == self.wire.len()
+        {
+            padding::strip(&mut self.wire, opt.start);
+            opt.end = self.wire.len();
+        }
+        self
     }
 
     /// The message with the client's `id`, its `question` and OPT exactly when `client_opt` is there.

@@ -1,8 +1,17 @@
 //! Upstreams: the resolvers that queries are forwarded to.
 
+mod encrypted;
+mod encrypted_url;
 pub(super) mod forward;
+mod h3;
+mod http_message;
+mod https;
+mod pin;
+mod quic;
+mod session;
 mod stream;
 mod tcp;
+mod tls;
 mod udp;
 mod url;
 
@@ -13,8 +22,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use self::encrypted::Encrypted;
+pub use self::encrypted_url::{EncryptedUrl, Method, Roots, Scheme};
+pub use self::pin::Pin;
 use self::stream::StreamUpstream;
 use self::tcp::TcpDial;
+pub use self::tls::TlsFileError;
 use self::udp::UdpUpstream;
 pub use self::url::{UpstreamUrl, UpstreamUrlError};
 use super::counters::{Health, UpstreamCounters, UpstreamMeter};
@@ -26,27 +39,40 @@ use crate::rules::Transport;
 /// One resolver and what is known about it.
 pub(super) struct Upstream {
     url: UpstreamUrl,
-    udp: UdpUpstream,
-    tcp: StreamUpstream<TcpDial>,
+    way: Way,
     meter: UpstreamMeter,
+}
+
+/// How an upstream is reached. What is encrypted has no other way, so that nothing can fall back to plain text.
+enum Way {
+    Plain {
+        udp: UdpUpstream,
+        tcp: StreamUpstream<TcpDial>,
+    },
+    Encrypted(Encrypted),
 }
 
 impl Upstream {
     pub(super) fn new(url: UpstreamUrl, bypass: Bypass) -> Self {
-        let (UpstreamUrl::Udp(remote) | UpstreamUrl::Tcp(remote)) = url;
+        let way = match &url {
+            UpstreamUrl::Udp(remote) | UpstreamUrl::Tcp(remote) => Way::Plain {
+                udp: UdpUpstream::new(*remote, bypass.clone()),
+                tcp: StreamUpstream::new(TcpDial::new(*remote, bypass)),
+            },
+            UpstreamUrl::Encrypted(url) => Way::Encrypted(Encrypted::new(url, &bypass)),
+        };
         Self {
             url,
-            udp: UdpUpstream::new(remote, bypass.clone()),
-            tcp: StreamUpstream::new(TcpDial::new(remote, bypass)),
+            way,
             meter: UpstreamMeter::default(),
         }
     }
 
-    /// The transport that is tried first.
+    /// The transport that is tried first; encrypted ones carry messages of any length, as TCP does.
     pub(super) fn transport(&self) -> Transport {
         match self.url {
             UpstreamUrl::Udp(_) => Transport::Udp,
-            UpstreamUrl::Tcp(_) => Transport::Tcp,
+            UpstreamUrl::Tcp(_) | UpstreamUrl::Encrypted(_) => Transport::Tcp,
         }
     }
 
@@ -58,15 +84,21 @@ impl Upstream {
     ) -> io::Result<Reply> {
         self.meter.sent.add();
         let started = Instant::now();
-        let outcome = match transport {
-            Transport::Udp => self.udp.exchange(request, &self.meter.ignored).await,
+        let ignored = &self.meter.ignored;
+        let outcome = match (&self.way, transport) {
+            (Way::Plain { udp, .. }, Transport::Udp) => udp.exchange(request, ignored).await,
             // Apart, so that every query over UDP need not have room for it.
-            Transport::Tcp => Box::pin(self.tcp.exchange(request, &self.meter.ignored)).await,
+            (Way::Plain { tcp, .. }, Transport::Tcp) => {
+                Box::pin(tcp.exchange(request, ignored)).await
+            }
+            (Way::Encrypted(encrypted), _) => {
+                Box::pin(encrypted.exchange(request, ignored)).await
+            }
         };
         match &outcome {
             Ok(_) => self.tell(self.meter.answered(started.elapsed()), ""),
             Err(error) => {
-                debug!(upstream = %self.url, %error, "upstream failed");
+                debug!(upstream = %self.url.label(), %error, "upstream failed");
                 self.tell(self.meter.failed(error), error);
             }
         }
@@ -75,7 +107,7 @@ impl Upstream {
 
     /// Notes that the upstream did not answer in the time that one attempt has.
     pub(super) fn timed_out(&self, patience: Duration) {
-        debug!(upstream = %self.url, "upstream does not answer in time");
+        debug!(upstream = %self.url.label(), "upstream does not answer in time");
         self.tell(self.meter.timed_out(patience), "no answer in time");
     }
 
@@ -84,10 +116,10 @@ impl Upstream {
             Health::Same => {}
             Health::Failing => warn!(
                 "upstream {} has failed {} times in a row: {reason}",
-                self.url,
+                self.url.label(),
                 UpstreamMeter::PATIENCE
             ),
-            Health::Recovered => info!("upstream {} answers again", self.url),
+            Health::Recovered => info!("upstream {} answers again", self.url.label()),
         }
     }
 

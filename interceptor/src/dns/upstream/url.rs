@@ -3,19 +3,25 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use thiserror::Error;
 use url::{Host, ParseError, Url};
 
+use super::encrypted_url::{EncryptedUrl, Scheme};
+use super::tls::{self, TlsFileError};
+
 const DNS_PORT: u16 = 53;
 
-/// A resolver's address and transport: `udp://8.8.8.8`, `tcp://[2001:db8::53]:5353`.
+/// A resolver's address and transport: `udp://8.8.8.8`, `tcp://[2001:db8::53]:5353`, `tls://1.1.1.1`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum UpstreamUrl {
     /// DNS over UDP, over TCP where an answer is truncated (RFC 1035 §4.2).
     Udp(SocketAddr),
     /// DNS over TCP (RFC 7766).
     Tcp(SocketAddr),
+    /// DNS over TLS, HTTPS or QUIC.
+    Encrypted(Arc<EncryptedUrl>),
 }
 
 /// Why a text is no upstream; each says what would be one.
@@ -25,7 +31,9 @@ pub enum UpstreamUrlError {
     #[error("`{0}` has no scheme; write udp://8.8.8.8 or tcp://8.8.8.8")]
     NoScheme(String),
     /// A scheme that is not known.
-    #[error("`{url}`: unknown scheme `{scheme}`; known are udp and tcp, as in udp://8.8.8.8")]
+    #[error(
+        "`{url}`: unknown scheme `{scheme}`; known are udp, tcp, tls, https, h3 and quic, as in udp://8.8.8.8"
+    )]
     Scheme {
         /// What was written.
         url: String,
@@ -84,13 +92,83 @@ pub enum UpstreamUrlError {
         /// What is too much.
         what: &'static str,
     },
+    /// User information, or a path where there is no HTTP.
+    #[error(
+        "`{url}`: {scheme}:// takes an address, a port, parameters and a server name; leave out {what}"
+    )]
+    EncryptedExcess {
+        /// What was written.
+        url: String,
+        /// Its scheme.
+        scheme: String,
+        /// What is too much.
+        what: &'static str,
+    },
+    /// Port 0.
+    #[error("`{url}` has no valid port; ports are 1 to 65535, and {default} where none is given")]
+    EncryptedPort {
+        /// What was written.
+        url: String,
+        /// The port where none is given.
+        default: u16,
+    },
+    /// A host name, and nobody to resolve it.
+    #[error(
+        "`{url}`: `{host}` is a name, which nobody is there to resolve; add the server's address: \
+         {separator}bootstrap=192.0.2.1"
+    )]
+    NoBootstrap {
+        /// What was written.
+        url: String,
+        /// The name.
+        host: String,
+        /// What stands before a further parameter.
+        separator: char,
+    },
+    /// A server name that no certificate can be for.
+    #[error(
+        "`{url}`: `{name}` is no host name, as certificates have them; write one such as dns.example"
+    )]
+    ServerName {
+        /// What was written.
+        url: String,
+        /// The name.
+        name: String,
+    },
+    /// A parameter that is unknown, or whose value cannot be.
+    #[error("`{url}`: parameter `{parameter}` {problem}")]
+    Parameter {
+        /// What was written.
+        url: String,
+        /// The parameter's name.
+        parameter: String,
+        /// What is wrong with it and what would be right.
+        problem: String,
+    },
 }
 
 impl UpstreamUrl {
-    /// The resolver's address and port.
-    pub fn address(&self) -> SocketAddr {
+    /// The resolver's addresses and port, in the order in which they are tried; never none.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
         match self {
-            Self::Udp(address) | Self::Tcp(address) => *address,
+            Self::Udp(address) | Self::Tcp(address) => vec![*address],
+            Self::Encrypted(url) => url.addresses().collect(),
+        }
+    }
+
+    /// Reads the files that the URL names, so that a wrong one is known before anything is started.
+    pub fn check_files(&self) -> Result<(), TlsFileError> {
+        match self {
+            Self::Udp(_) | Self::Tcp(_) => Ok(()),
+            Self::Encrypted(url) => tls::check_files(url),
+        }
+    }
+
+    /// The URL as logs have it: without what may be private to its user.
+    pub fn label(&self) -> String {
+        match self {
+            Self::Udp(_) | Self::Tcp(_) => self.to_string(),
+            Self::Encrypted(url) => url.label(),
         }
     }
 }
@@ -102,6 +180,11 @@ impl FromStr for UpstreamUrl {
         let given = || text.to_owned();
         if text.parse::<IpAddr>().is_ok() || text.parse::<SocketAddr>().is_ok() {
             return Err(UpstreamUrlError::NoScheme(given()));
+        }
+        if let Some((scheme, _)) = text.split_once("://")
+            && let Some(scheme) = Scheme::of(&scheme.to_ascii_lowercase())
+        {
+            return EncryptedUrl::parse(text, scheme).map(|url| Self::Encrypted(Arc::new(url)));
         }
         let url = Url::parse(text).map_err(|error| classify(text, error))?;
         let transport = match url.scheme() {
@@ -154,6 +237,7 @@ impl fmt::Display for UpstreamUrl {
         let (scheme, address) = match self {
             Self::Udp(address) => ("udp", address),
             Self::Tcp(address) => ("tcp", address),
+            Self::Encrypted(url) => return url.fmt(f),
         };
         match (address.ip(), address.port()) {
             (IpAddr::V4(ip), DNS_PORT) => write!(f, "{scheme}://{ip}"),
@@ -164,7 +248,7 @@ impl fmt::Display for UpstreamUrl {
 }
 
 /// The address in `host`: `Url` reads IPv4 addresses only under the web's own schemes.
-fn address_of(text: &str, host: &str) -> Result<IpAddr, UpstreamUrlError> {
+pub(super) fn address_of(text: &str, host: &str) -> Result<IpAddr, UpstreamUrlError> {
     if host.is_empty() {
         return Err(UpstreamUrlError::NoAddress(text.to_owned()));
     }
@@ -196,12 +280,12 @@ fn excess(url: &Url) -> Option<&'static str> {
     url.fragment().map(|_| "the fragment")
 }
 
-fn is_unicast(address: IpAddr) -> bool {
+pub(super) fn is_unicast(address: IpAddr) -> bool {
     let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
     !(address.is_unspecified() || address.is_multicast() || is_broadcast)
 }
 
-fn classify(text: &str, error: ParseError) -> UpstreamUrlError {
+pub(super) fn classify(text: &str, error: ParseError) -> UpstreamUrlError {
     let given = text.to_owned();
     match error {
         ParseError::RelativeUrlWithoutBase => UpstreamUrlError::NoScheme(given),
@@ -250,8 +334,10 @@ mod tests {
             ("", "has no scheme"),
             ("dns.google", "has no scheme"),
             ("dns.google:53", "has no scheme"),
-            ("tls://1.1.1.1", "known are udp and tcp"),
-            ("https://dns.google/dns-query", "known are udp and tcp"),
+            (
+                "sdns://1.1.1.1",
+                "known are udp, tcp, tls, https, h3 and quic",
+            ),
             ("udp://", "has no address"),
             ("udp:", "has no address"),
             ("udp://:53", "has no address"),

@@ -1,0 +1,594 @@
+//! TLS towards upstreams: whom to trust, how certificates are checked, and what is said when one does not do.
+
+use std::fmt::Display;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme, version,
+};
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::encrypted_url::{EncryptedUrl, IdentityFiles, Roots};
+use super::pin::Pin;
+use super::stream::Dial;
+use crate::bypass::Bypass;
+
+/// How long one of several addresses may take to accept a connection.
+const CONNECT_PATIENCE: Duration = Duration::from_millis(700);
+
+/// How long what was sent may stay unacknowledged before the kernel gives the connection up (tcp(7)); well within the
+/// time that a client's query has, so that it can be asked again.
+const ACKNOWLEDGE_PATIENCE: Duration = Duration::from_millis(1500);
+
+/// Sessions that can be resumed.
+const SESSIONS: usize = 32;
+
+/// Which versions of TLS can be spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Versions {
+    /// TLS 1.2 and 1.3.
+    Tcp,
+    /// TLS 1.3 alone (RFC 9001 §4.2).
+    Quic,
+}
+
+/// What it takes to speak TLS with one upstream; files and roots are read when the first connection is made.
+pub(super) struct Tls {
+    url: Arc<EncryptedUrl>,
+    alpn: &'static [u8],
+    versions: Versions,
+    config: OnceCell<Arc<ClientConfig>>,
+    /// What was wrong with the last certificate that was refused.
+    objection: Arc<Mutex<Option<Objection>>>,
+}
+
+/// Opens TLS connections to one resolver.
+pub(super) struct TlsDial {
+    tls: Arc<Tls>,
+    bypass: Bypass,
+}
+
+/// A file or store that certificates or keys are to come from, and what is wrong with it.
+#[derive(Debug, Error)]
+pub enum TlsFileError {
+    /// It cannot be read.
+    #[error("cannot read {what} {}: {reason}", path.display())]
+    Unreadable {
+        /// What it is to be.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        reason: io::Error,
+    },
+    /// It has nothing of what it is to have.
+    #[error("{what} {} has no {wanted} in PEM form", path.display())]
+    Empty {
+        /// What it is to be.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// What it is to have.
+        wanted: &'static str,
+    },
+    /// What it has is not usable.
+    #[error("{what} {} is not usable: {reason}", path.display())]
+    Malformed {
+        /// What it is to be.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The system has no authorities.
+    #[error(
+        "the system has no certificate authorities{0}; install ca-certificates, or add roots=webpki or ca=FILE"
+    )]
+    NoRoots(String),
+    /// The TLS library refuses.
+    #[error("TLS cannot be set up: {0}")]
+    Setup(String),
+}
+
+/// Why a certificate is refused; each says what was expected and what was found.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+enum Objection {
+    #[error("its certificate is for {found}, not for {expected}")]
+    Name { expected: String, found: String },
+    #[error("its certificate for {expected} expired at {not_after}")]
+    Expired { expected: String, not_after: String },
+    #[error(
+        "its certificate for {expected} is valid only from {not_before} on; this host's clock may be wrong"
+    )]
+    NotYetValid {
+        expected: String,
+        not_before: String,
+    },
+    #[error(
+        "its certificate for {expected} is self-signed (by {issuer}), which {trust} does not include"
+    )]
+    SelfSigned {
+        expected: String,
+        issuer: String,
+        trust: String,
+    },
+    #[error("its certificate for {expected} is signed by {issuer}, whom {trust} does not include")]
+    UnknownIssuer {
+        expected: String,
+        issuer: String,
+        trust: String,
+    },
+    #[error("its certificate for {expected} has the key {found}, which is none of the pins {pins}")]
+    Pin {
+        expected: String,
+        found: Pin,
+        pins: String,
+    },
+    #[error("its certificate for {expected} is not acceptable: {reason}")]
+    Other { expected: String, reason: String },
+}
+
+impl Tls {
+    pub(super) fn new(url: Arc<EncryptedUrl>, alpn: &'static [u8], versions: Versions) -> Self {
+        Self {
+            url,
+            alpn,
+            versions,
+            config: OnceCell::new(),
+            objection: Arc::default(),
+        }
+    }
+
+    pub(super) fn url(&self) -> &EncryptedUrl {
+        &self.url
+    }
+
+    /// The settings of every connection to this upstream; they keep the sessions that can be resumed.
+    pub(super) async fn config(&self) -> io::Result<Arc<ClientConfig>> {
+        let config = self.config.get_or_try_init(|| async {
+            let (url, objection) = (Arc::clone(&self.url), Arc::clone(&self.objection));
+            let (alpn, versions) = (self.alpn, self.versions);
+            let build = move || client_config(&url, alpn, versions, objection);
+            match tokio::task::spawn_blocking(build).await {
+                Ok(Ok(config)) => Ok(Arc::new(config)),
+                Ok(Err(error)) => Err(io::Error::new(io::ErrorKind::InvalidInput, error)),
+                Err(error) => Err(io::Error::other(error)),
+            }
+        });
+        config.await.map(Arc::clone)
+    }
+
+    /// The error of a handshake, with the certificate's fault in place of the TLS library's words for it.
+    pub(super) fn explain(&self, error: io::Error) -> io::Error {
+        let objection = self
+            .objection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        match objection {
+            Some(objection) => io::Error::new(io::ErrorKind::InvalidData, objection.to_string()),
+            None => error,
+        }
+    }
+}
+
+impl TlsDial {
+    pub(super) fn new(tls: Arc<Tls>, bypass: Bypass) -> Self {
+        Self { tls, bypass }
+    }
+
+    pub(super) fn url(&self) -> &EncryptedUrl {
+        self.tls.url()
+    }
+}
+
+impl Dial for TlsDial {
+    type Stream = TlsStream<TcpStream>;
+
+    async fn dial(&self) -> io::Result<Self::Stream> {
+        let config = self.tls.config().await?;
+        let server = self.url().identity_of_server();
+        let tcp = first(self.url(), |remote| self.bypass.tcp(remote)).await?;
+        socket2::SockRef::from(&tcp).set_tcp_user_timeout(Some(ACKNOWLEDGE_PATIENCE))?;
+        let handshake = TlsConnector::from(config).connect(server, tcp).await;
+        let stream = handshake.map_err(|error| self.tls.explain(error))?;
+        if self.tls.alpn == H2 && stream.get_ref().1.alpn_protocol() != Some(H2) {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the server does not speak HTTP/2 there",
+            ));
+        }
+        Ok(stream)
+    }
+}
+
+/// ALPN of DNS over TLS (RFC 7858 §7.1 as IANA registers it).
+pub(super) const DOT: &[u8] = b"dot";
+
+/// ALPN of HTTP/2 (RFC 9113 §3.2).
+pub(super) const H2: &[u8] = b"h2";
+
+/// ALPN of HTTP/3 (RFC 9114 §3.1).
+pub(super) const H3: &[u8] = b"h3";
+
+/// ALPN of DNS over QUIC (RFC 9250 §4.1).
+pub(super) const DOQ: &[u8] = b"doq";
+
+/// Tries the upstream's addresses in order until `connect` succeeds.
+pub(super) async fn first<T, F>(
+    url: &EncryptedUrl,
+    mut connect: impl FnMut(SocketAddr) -> F,
+) -> io::Result<T>
+where
+    F: Future<Output = io::Result<T>>,
+{
+    let mut failure = None;
+    let mut addresses = url.addresses().peekable();
+    while let Some(address) = addresses.next() {
+        let outcome = if addresses.peek().is_some() {
+            timeout(CONNECT_PATIENCE, connect(address))
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        } else {
+            connect(address).await
+        };
+        match outcome {
+            Ok(connected) => return Ok(connected),
+            Err(error) => failure = Some(error),
+        }
+    }
+    Err(failure.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into()))
+}
+
+/// Reads the files that the URL names, so that a wrong one is known before anything is started.
+pub(super) fn check_files(url: &EncryptedUrl) -> Result<(), TlsFileError> {
+    if let Some(ca) = url.ca() {
+        authorities(ca)?;
+    }
+    match url.identity() {
+        Some(_) => client_config(url, DOT, Versions::Tcp, Arc::default()).map(|_| ()),
+        None => Ok(()),
+    }
+}
+
+fn client_config(
+    url: &EncryptedUrl,
+    alpn: &[u8],
+    versions: Versions,
+    objection: Arc<Mutex<Option<Objection>>>,
+) -> Result<ClientConfig, TlsFileError> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Verifier::new(url, &provider, objection)?;
+    let versions: &[_] = match versions {
+        Versions::Tcp => &[&version::TLS13, &version::TLS12],
+        Versions::Quic => &[&version::TLS13],
+    };
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .map_err(|error| TlsFileError::Setup(error.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match url.identity() {
+        None => builder.with_no_client_auth(),
+        Some(files) => {
+            let (chain, key) = identity(files)?;
+            let config = builder.with_client_auth_cert(chain, key);
+            config
+                .map_err(|error| malformed("the client certificate", &files.certificate, &error))?
+        }
+    };
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config.resumption = Resumption::in_memory_sessions(SESSIONS);
+    Ok(config)
+}
+
+/// Checks a server's certificate: chain and name, pins, or both.
+#[derive(Debug)]
+struct Verifier {
+    chain: Option<Arc<WebPkiServerVerifier>>,
+    pins: Vec<Pin>,
+    /// Which authorities are trusted, in words.
+    trust: String,
+    algorithms: WebPkiSupportedAlgorithms,
+    objection: Arc<Mutex<Option<Objection>>>,
+}
+
+impl Verifier {
+    fn new(
+        url: &EncryptedUrl,
+        provider: &Arc<CryptoProvider>,
+        objection: Arc<Mutex<Option<Objection>>>,
+    ) -> Result<Self, TlsFileError> {
+        let (roots, trust) = match (url.ca(), url.roots()) {
+            _ if url.pins_suffice() => (None, String::new()),
+            (Some(ca), _) => (Some(Arc::new(authorities(ca)?)), ca.display().to_string()),
+            (None, Roots::System) => (Some(system_roots()?), "the system's list".to_owned()),
+            (None, Roots::Webpki) => (Some(webpki_roots()), "Mozilla's list".to_owned()),
+        };
+        let chain = roots.map(|roots| {
+            WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(provider))
+                .build()
+                .map_err(|error| TlsFileError::Setup(error.to_string()))
+        });
+        Ok(Self {
+            chain: chain.transpose()?,
+            pins: url.pins().to_vec(),
+            trust,
+            algorithms: provider.signature_verification_algorithms,
+            objection,
+        })
+    }
+
+    fn check_pin(&self, certificate: &CertificateDer<'_>, expected: &str) -> Result<(), Objection> {
+        if self.pins.is_empty() {
+            return Ok(());
+        }
+        let parsed = match webpki::EndEntityCert::try_from(certificate) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                return Err(Objection::Other {
+                    expected: expected.to_owned(),
+                    reason: error.to_string(),
+                });
+            }
+        };
+        let found = Pin::of(&parsed.subject_public_key_info());
+        if self.pins.contains(&found) {
+            return Ok(());
+        }
+        let pins: Vec<String> = self.pins.iter().map(ToString::to_string).collect();
+        Err(Objection::Pin {
+            expected: expected.to_owned(),
+            found,
+            pins: pins.join(", "),
+        })
+    }
+
+    fn objection(
+        &self,
+        certificate: &CertificateDer<'_>,
+        expected: &str,
+        error: rustls::Error,
+    ) -> Objection {
+        let expected = expected.to_owned();
+        match error {
+            rustls::Error::InvalidCertificate(CertificateError::NotValidForNameContext {
+                presented,
+                ..
+            }) => Objection::Name {
+                expected,
+                found: names(&presented),
+            },
+            rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
+                not_after,
+                ..
+            }) => Objection::Expired {
+                expected,
+                not_after: date(not_after),
+            },
+            rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext {
+                not_before,
+                ..
+            }) => Objection::NotYetValid {
+                expected,
+                not_before: date(not_before),
+            },
+            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+                let parsed = webpki::EndEntityCert::try_from(certificate).ok();
+                let issuer = parsed.as_ref().map(|parsed| parsed.issuer());
+                let is_self_signed = issuer == parsed.as_ref().map(|parsed| parsed.subject());
+                let issuer = issuer.and_then(common_name).map_or_else(
+                    || "a nameless authority".to_owned(),
+                    |name| format!("`{name}`"),
+                );
+                let trust = self.trust.clone();
+                if is_self_signed {
+                    Objection::SelfSigned {
+                        expected,
+                        issuer,
+                        trust,
+                    }
+                } else {
+                    Objection::UnknownIssuer {
+                        expected,
+                        issuer,
+                        trust,
+                    }
+                }
+            }
+            error => Objection::Other {
+                expected,
+                reason: error.to_string(),
+            },
+        }
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let expected = server_name.to_str();
+        let by_chain = self.chain.as_ref().map_or(Ok(()), |chain| {
+            chain
+                .verify_server_cert(certificate, intermediates, server_name, ocsp_response, now)
+                .map(|_| ())
+        });
+        let verdict = match by_chain {
+            Ok(()) => self.check_pin(certificate, &expected),
+            Err(error) => Err(self.objection(certificate, &expected, error)),
+        };
+        match verdict {
+            Ok(()) => Ok(ServerCertVerified::assertion()),
+            Err(objection) => {
+                *self
+                    .objection
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner) = Some(objection);
+                Err(CertificateError::ApplicationVerificationFailure.into())
+            }
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// The authorities in a CA file; one that cannot be an authority spoils it.
+fn authorities(path: &Path) -> Result<RootCertStore, TlsFileError> {
+    const WHAT: &str = "the CA file";
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(WHAT, path)? {
+        roots
+            .add(certificate)
+            .map_err(|error| malformed(WHAT, path, &error))?;
+    }
+    Ok(roots)
+}
+
+fn identity(
+    files: &IdentityFiles,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsFileError> {
+    const KEY: &str = "the client key";
+    let chain = certificates("the client certificate", &files.certificate)?;
+    let pem = read(KEY, &files.key)?;
+    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| TlsFileError::Empty {
+        what: KEY,
+        path: files.key.clone(),
+        wanted: "private key",
+    })?;
+    Ok((chain, key))
+}
+
+fn certificates(
+    what: &'static str,
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
+    let pem = read(what, path)?;
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| malformed(what, path, &error))?;
+    if certificates.is_empty() {
+        return Err(TlsFileError::Empty {
+            what,
+            path: path.to_owned(),
+            wanted: "certificate",
+        });
+    }
+    Ok(certificates)
+}
+
+fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, TlsFileError> {
+    fs::read(path).map_err(|reason| TlsFileError::Unreadable {
+        what,
+        path: path.to_owned(),
+        reason,
+    })
+}
+
+fn malformed(what: &'static str, path: &Path, reason: &dyn Display) -> TlsFileError {
+    TlsFileError::Malformed {
+        what,
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
+}
+
+/// The system's authorities, read once for all upstreams; those that cannot be read are left out.
+fn system_roots() -> Result<Arc<RootCertStore>, TlsFileError> {
+    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+    if let Some(roots) = ROOTS.get() {
+        return Ok(Arc::clone(roots));
+    }
+    let loaded = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(loaded.certs);
+    if added == 0 {
+        let reason = loaded.errors.first();
+        let reason = reason.map_or_else(String::new, |error| format!(" ({error})"));
+        return Err(TlsFileError::NoRoots(reason));
+    }
+    Ok(Arc::clone(ROOTS.get_or_init(|| Arc::new(roots))))
+}
+
+fn webpki_roots() -> Arc<RootCertStore> {
+    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+    Arc::clone(ROOTS.get_or_init(|| {
+        let roots = webpki_roots::TLS_SERVER_ROOTS.iter().cloned();
+        Arc::new(roots.collect())
+    }))
+}
+
+/// Names as webpki prints them, `DnsName("dns.example")`, as people write them.
+fn names(presented: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let plain: Vec<&str> = presented
+        .iter()
+        .map(|name| name.split('"').nth(1).unwrap_or(name))
+        .collect();
+    match plain.len() {
+        0 => "no name".to_owned(),
+        count if count > SHOWN => {
+            format!("{} and {} more", plain[..SHOWN].join(", "), count - SHOWN)
+        }
+        _ => plain.join(", "),
+    }
+}
+
+fn date(time: UnixTime) -> String {
+    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(time.as_secs()));
+    time.map_or_else(
+        || "a time out of range".to_owned(),
+        |time| humantime::format_rfc3339_seconds(time).to_string(),
+    )
+}
+
+/// The first common name in a distinguished name in DER (X.520 §6.2.2), for messages.
+fn common_name(name: &[u8]) -> Option<String> {
+    const OID: [u8; 5] = [0x06, 3, 0x55, 4, 3];
+    let at = name.windows(OID.len()).position(|octets| octets == OID)?;
+    let value = name.get(at + OID.len()..)?;
+    let length = usize::from(*value.get(1)?);
+    let text = String::from_utf8_lossy(value.get(2..2 + length)?);
+    Some(text.escape_debug().to_string())
+}
