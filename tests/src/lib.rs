@@ -4,37 +4,45 @@
 //! dropped; what a killed process left behind is swept by the next one.
 
 mod capture;
+mod certificates;
 mod daemon;
 pub mod dns;
+mod encrypted;
 mod forwarder;
 mod knot;
 mod link;
 mod load;
 mod namespace;
 mod process;
+mod quic_responder;
 mod responder;
 mod restrict;
 mod scratch;
 mod snapshot;
 mod sole_tun;
+mod tls_responder;
 mod topology;
 mod unbound;
 mod wait;
 mod wireguard;
 
 pub use capture::{Capture, Packet};
+pub use certificates::{Authority, Identity};
 pub use daemon::{Daemon, RuleState, binary, interceptor, reader, rule_list};
+pub use encrypted::{EncryptedServer, ServerSoftware};
 pub use forwarder::{Forwarder, Software};
 pub use knot::Knot;
 pub use link::{VethEnd, veth};
 pub use load::{Load, Report};
 pub use namespace::{Namespace, remove_all, require_root};
 pub use process::{Exit, Process, finish};
+pub use quic_responder::{QuicProtocol, QuicResponder};
 pub use responder::Responder;
 pub use restrict::{unprivileged, without_af_xdp, without_bpf, without_namespaces, without_tun};
 pub use scratch::Scratch;
 pub use snapshot::Snapshot;
 pub use sole_tun::SoleTun;
+pub use tls_responder::{Deed, Seen, TlsResponder};
 pub use topology::{
     CLIENT_V4, FAR_V4, Lab, PEER_V4, PEER_V6, RESOLVER_V4, RESOLVER_V6, Routing, VIRTUAL_V4,
     VIRTUAL_V6, ZONE,

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use crate::command;
 
 /// What the lab runs, and with it the tests and the demo.
-pub(crate) const LAB: [&str; 17] = [
+pub(crate) const LAB: [&str; 18] = [
     "bind9-dnsutils",
     "bpftool",
     "conntrack",
@@ -21,6 +21,7 @@ pub(crate) const LAB: [&str; 17] = [
     "knot-dnsutils",
     "knot-resolver",
     "nftables",
+    "openssl",
     "procps",
     "tcpdump",
     "unbound",

@@ -10,6 +10,7 @@ mod bypass;
 mod cache;
 mod device;
 mod doctor;
+mod encrypted;
 mod icmp;
 mod kernel_answers;
 mod lifecycle;

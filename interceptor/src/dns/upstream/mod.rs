@@ -91,9 +91,7 @@ impl Upstream {
             (Way::Plain { tcp, .. }, Transport::Tcp) => {
                 Box::pin(tcp.exchange(request, ignored)).await
             }
-            (Way::Encrypted(encrypted), _) => {
-                Box::pin(encrypted.exchange(request, ignored)).await
-            }
+            (Way::Encrypted(encrypted), _) => Box::pin(encrypted.exchange(request, ignored)).await,
         };
         match &outcome {
             Ok(_) => self.tell(self.meter.answered(started.elapsed()), ""),

@@ -1,0 +1,704 @@
+//! Encrypted upstreams: real servers, wrong certificates, cut connections, and nothing in plain text.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use anyhow::{Context as _, Result, ensure};
+use lab::{
+    Authority, CLIENT_V4, Capture, Daemon, Deed, EncryptedServer, Identity, Lab, PEER_V4,
+    QuicProtocol, QuicResponder, Responder, Routing, ServerSoftware, TlsResponder, dns,
+    interceptor,
+};
+
+const NAME: &str = "dns.lab.test";
+const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 54));
+
+#[test]
+fn real_servers_answer_over_tls() -> Result<()> {
+    for software in ServerSoftware::ALL {
+        let stage = Stage::with_server(software)?;
+        let daemon = stage.daemon(&[&stage.url("tls", "")])?;
+
+        for transport in ["+notcp", "+tcp"] {
+            stage.assert_answered(transport)?;
+        }
+        let big = stage
+            .lab
+            .dig("+short +tcp @10.30.30.30 TXT big4k.example.test")?;
+        assert_eq!(big.lines().count(), 15, "{software:?}");
+
+        let status = daemon.status()?;
+        assert_eq!(
+            status["upstreams"][0]["last_error"],
+            serde_json::Value::Null
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn real_servers_answer_over_https_by_post_and_get() -> Result<()> {
+    for software in ServerSoftware::ALL {
+        let stage = Stage::with_server(software)?;
+        for parameters in ["", "&method=get"] {
+            let capture = Capture::start(&stage.lab.client, "eth0")?;
+            let mut daemon = stage.daemon(&[&stage.url("https", parameters)])?;
+
+            for number in 0..20 {
+                let answer = stage
+                    .lab
+                    .dig(&format!("+short @10.30.30.30 h{number}.example.test"))?;
+                assert_eq!(answer.trim(), lab::host_address(number).to_string());
+            }
+            let big = stage
+                .lab
+                .dig("+short +tcp @10.30.30.30 TXT big4k.example.test")?;
+            assert_eq!(big.lines().count(), 15, "{software:?} {parameters}");
+
+            let status = daemon.status()?;
+            assert_eq!(
+                status["upstreams"][0]["last_error"],
+                serde_json::Value::Null
+            );
+            assert_eq!(daemon.stop()?, 0);
+            stage.lab.ping(lab::RESOLVER_V4)?;
+            capture.wait_for("the ping", |packet| packet.protocol == 1)?;
+            let ports: BTreeSet<_> = capture
+                .matching(|packet| packet.destination == SERVER && packet.involves_port(443))?
+                .into_iter()
+                .filter_map(|packet| Some(packet.ports?.0))
+                .collect();
+            assert_eq!(ports.len(), 1, "one connection: {software:?} {parameters}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn servers_answer_over_quic_and_over_http_3_on_one_connection() -> Result<()> {
+    for (protocol, url) in [
+        (QuicProtocol::Doq, "quic"),
+        (QuicProtocol::H3, "h3"),
+        (QuicProtocol::H3, "h3 get"),
+    ] {
+        let stage = Stage::new()?;
+        let server = stage.quic(protocol, &stage.ca.issue(&[NAME])?)?;
+        let upstream = match url.split_once(' ') {
+            Some((scheme, _)) => stage.url(scheme, "&method=get"),
+            None => stage.url(url, ""),
+        };
+        let daemon = stage.daemon(&[&upstream])?;
+
+        for number in 0..20 {
+            let name = format!("{}.example.test", "x".repeat(1 + number * 3));
+            let answer = stage.lab.dig(&format!("+short @10.30.30.30 {name}"))?;
+            assert_eq!(answer.trim(), Responder::FAR_ANSWER.to_string(), "{url}");
+        }
+
+        assert_eq!(server.connections(), 1, "{url}");
+        assert_eq!(server.queries(), 20, "{url}");
+        assert_eq!(server.unpadded(), 0, "{url}");
+        let status = daemon.status()?;
+        assert_eq!(
+            status["upstreams"][0]["last_error"],
+            serde_json::Value::Null
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn kdig_finds_the_labs_quic_server_in_order() -> Result<()> {
+    let stage = Stage::new()?;
+    let _server = stage.quic(QuicProtocol::Doq, &stage.ca.issue(&[NAME])?)?;
+
+    let answer = stage
+        .lab
+        .kdig(&format!("+quic +short @{SERVER} www.example.test"))?;
+
+    assert_eq!(answer.trim(), Responder::FAR_ANSWER.to_string());
+    Ok(())
+}
+
+#[test]
+fn a_quic_connection_cut_in_the_middle_of_a_query_is_replaced() -> Result<()> {
+    for (protocol, scheme) in [(QuicProtocol::Doq, "quic"), (QuicProtocol::H3, "h3")] {
+        let stage = Stage::new()?;
+        let server = stage.quic(protocol, &stage.ca.issue(&[NAME])?)?;
+        let _daemon = stage.daemon(&[&stage.url(scheme, "")])?;
+        stage.assert_answered("+notcp")?;
+
+        let answer = stage.lab.dig("+short @10.30.30.30 hang.example.test")?;
+
+        assert_eq!(answer.trim(), Responder::FAR_ANSWER.to_string(), "{scheme}");
+        assert_eq!(server.connections(), 2, "{scheme}");
+    }
+    Ok(())
+}
+
+#[test]
+fn certificates_are_checked_over_quic_as_they_are_over_tls() -> Result<()> {
+    for (protocol, scheme) in [(QuicProtocol::Doq, "quic"), (QuicProtocol::H3, "h3")] {
+        let stage = Stage::new()?;
+        let other = stage.ca.issue(&["other.test"])?;
+        let _server = stage.quic(protocol, &other)?;
+
+        let error = stage.refusal(&stage.url(scheme, ""))?;
+        assert!(
+            error.contains("other.test") && error.contains(NAME),
+            "{scheme}: {error}"
+        );
+
+        let pinned = format!("{scheme}://{SERVER}?pin=sha256/{}", other.pin()?);
+        let _daemon = stage.daemon(&[&pinned])?;
+        stage.assert_answered("+notcp")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_quic_server_that_is_gone_gives_servfail_and_one_that_comes_back_answers() -> Result<()> {
+    for (protocol, scheme) in [(QuicProtocol::Doq, "quic"), (QuicProtocol::H3, "h3")] {
+        let stage = Stage::new()?;
+        let identity = stage.ca.issue(&[NAME])?;
+        let server = stage.quic(protocol, &identity)?;
+        let _daemon = stage.daemon(&[&stage.url(scheme, ""), "--deadline", "4s"])?;
+        stage.assert_answered("+notcp")?;
+
+        drop(server);
+        let reply = stage.lab.dig("@10.30.30.30 mail.example.test MX")?;
+        assert!(reply.contains("status: SERVFAIL"), "{scheme}: {reply}");
+        let _server = stage.quic(protocol, &identity)?;
+
+        stage.assert_answered("+notcp")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_wrong_path_is_an_error_that_says_so() -> Result<()> {
+    let stage = Stage::with_server(ServerSoftware::Unbound)?;
+    let url = format!(
+        "https://{SERVER}/elsewhere?ca={}#{NAME}",
+        stage.ca.file().display()
+    );
+
+    let error = stage.refusal(&url)?;
+
+    assert!(error.contains("HTTP status 404"), "{error}");
+    assert!(error.contains("path may be wrong"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn certificates_are_checked_over_https_as_they_are_over_tls() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let identity = stage.ca.issue_expired(&[NAME])?;
+    let net = &stage.lab.net;
+    stage.server = Some(EncryptedServer::start(
+        ServerSoftware::Dnsdist,
+        net,
+        &identity,
+    )?);
+
+    let error = stage.refusal(&stage.url("https", ""))?;
+
+    assert!(error.contains("2020-12-31"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn an_https_server_that_was_restarted_is_asked_again() -> Result<()> {
+    let mut stage = Stage::with_server(ServerSoftware::Dnsdist)?;
+    let _daemon = stage.daemon(&[&stage.url("https", ""), "--deadline", "2s"])?;
+    stage.assert_answered("+notcp")?;
+
+    stage.server_mut()?.stop();
+    let reply = stage.lab.dig("@10.30.30.30 mail.example.test MX")?;
+    assert!(reply.contains("status: SERVFAIL"), "{reply}");
+    stage.server_mut()?.restart()?;
+
+    stage.assert_answered("+notcp")
+}
+
+#[test]
+fn a_certificate_for_another_name_is_refused_and_both_names_are_told() -> Result<()> {
+    let stage = Stage::new()?;
+    let _server = stage.responder(&stage.ca.issue(&["other.test", "third.test"])?)?;
+
+    let error = stage.refusal(&stage.url("tls", ""))?;
+
+    for part in ["other.test", "third.test", NAME] {
+        assert!(error.contains(part), "{error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_self_signed_certificate_is_refused() -> Result<()> {
+    let stage = Stage::new()?;
+    let _server = stage.responder(&stage.ca.self_signed(&[NAME])?)?;
+
+    let error = stage.refusal(&stage.url("tls", ""))?;
+
+    assert!(
+        error.contains("self-signed") && error.contains(NAME),
+        "{error}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_certificate_of_a_stranger_is_refused_and_the_stranger_is_named() -> Result<()> {
+    let stage = Stage::new()?;
+    let stranger = Authority::new("The Stranger")?;
+    let _server = stage.responder(&stranger.issue(&[NAME])?)?;
+
+    let error = stage.refusal(&stage.url("tls", ""))?;
+
+    assert!(error.contains("`The Stranger`"), "{error}");
+    assert!(error.contains("ca.pem"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn an_expired_certificate_is_refused_and_its_end_is_told() -> Result<()> {
+    let stage = Stage::new()?;
+    let _server = stage.responder(&stage.ca.issue_expired(&[NAME])?)?;
+
+    let error = stage.refusal(&stage.url("tls", ""))?;
+
+    assert!(error.contains("2020-12-31"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_wrong_pin_is_refused_and_the_right_one_is_told() -> Result<()> {
+    let stage = Stage::new()?;
+    let identity = stage.ca.issue(&[NAME])?;
+    let other = stage.ca.issue(&["other.test"])?.pin()?;
+    let _server = stage.responder(&identity)?;
+
+    let error = stage.refusal(&stage.url("tls", &format!("&pin=sha256/{other}")))?;
+
+    assert!(error.contains(&identity.pin()?), "{error}");
+    assert!(error.contains(&other), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_pin_suffices_for_an_address_whoever_signed_the_certificate() -> Result<()> {
+    let stage = Stage::new()?;
+    let identity = stage.ca.self_signed(&["nobody.test"])?;
+    let _server = stage.responder(&identity)?;
+    let other = stage.ca.issue(&["other.test"])?.pin()?;
+    let url = format!(
+        "tls://{SERVER}?pin=sha256/{other}&pin=sha256/{}",
+        identity.pin()?
+    );
+
+    let _daemon = stage.daemon(&[&url])?;
+
+    stage.assert_answered("+notcp")
+}
+
+#[test]
+fn the_certificate_of_an_address_must_be_for_the_address() -> Result<()> {
+    let stage = Stage::new()?;
+    let _server = stage.responder(&stage.ca.issue(&[EncryptedServer::ADDRESS])?)?;
+    let url = format!("tls://{SERVER}?ca={}", stage.ca.file().display());
+
+    let _daemon = stage.daemon(&[&url])?;
+
+    stage.assert_answered("+notcp")
+}
+
+#[test]
+fn a_name_is_reached_at_its_bootstrap_addresses_one_after_the_other() -> Result<()> {
+    let stage = Stage::new()?;
+    let server = stage.responder(&stage.ca.issue(&[NAME])?)?;
+    let url = format!(
+        "tls://{NAME}?bootstrap=192.0.2.53&bootstrap={SERVER}&ca={}",
+        stage.ca.file().display()
+    );
+
+    let _daemon = stage.daemon(&[&url])?;
+
+    stage.assert_answered("+notcp")?;
+    assert_eq!(server.seen()[0].server_name.as_deref(), Some(NAME));
+    Ok(())
+}
+
+#[test]
+fn a_server_that_asks_for_it_gets_the_client_certificate() -> Result<()> {
+    let stage = Stage::new()?;
+    let server = TlsResponder::start(
+        &stage.lab.net,
+        EncryptedServer::dot(),
+        &stage.ca.issue(&[NAME])?,
+        Some(stage.ca.file()),
+        |_, query| answer(query),
+    )?;
+    let client = stage.ca.issue(&["client.lab.test"])?;
+    let parameters = format!(
+        "&cert={}&key={}",
+        client.certificate.display(),
+        client.key.display()
+    );
+
+    let _daemon = stage.daemon(&[&stage.url("tls", &parameters)])?;
+
+    stage.assert_answered("+notcp")?;
+    assert_eq!(server.seen()[0].client_certificates, 1);
+    Ok(())
+}
+
+#[test]
+fn many_queries_share_one_connection_and_are_padded() -> Result<()> {
+    let stage = Stage::new()?;
+    let server = stage.responder(&stage.ca.issue(&[NAME])?)?;
+    let _daemon = stage.daemon(&[&stage.url("tls", "")])?;
+
+    for number in 0..30 {
+        let name = format!("{}.example.test", "x".repeat(1 + number * 2));
+        stage.lab.dig(&format!("@10.30.30.30 {name}"))?;
+        stage.lab.dig(&format!("+noedns @10.30.30.30 {name}"))?;
+    }
+
+    let seen = server.seen();
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    assert_eq!(seen[0].alpn, b"dot");
+    assert_eq!(seen[0].queries.len(), 60);
+    assert!(
+        seen[0]
+            .queries
+            .iter()
+            .all(|octets| octets.is_multiple_of(128)),
+        "{seen:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_pool_has_as_many_connections_as_it_says() -> Result<()> {
+    let stage = Stage::new()?;
+    let server = stage.responder(&stage.ca.issue(&[NAME])?)?;
+    let _daemon = stage.daemon(&[&stage.url("tls", "&pool=3")])?;
+
+    for number in 0..12 {
+        stage
+            .lab
+            .dig(&format!("@10.30.30.30 h{number}.example.test"))?;
+    }
+
+    assert_eq!(server.seen().len(), 3);
+    Ok(())
+}
+
+#[test]
+fn a_connection_cut_in_the_middle_of_a_query_is_replaced_and_its_session_resumed() -> Result<()> {
+    let stage = Stage::new()?;
+    let server = TlsResponder::start(
+        &stage.lab.net,
+        EncryptedServer::dot(),
+        &stage.ca.issue(&[NAME])?,
+        None,
+        |connection, query| match connection {
+            0 if is_about(query, "cut") => Deed::HangUp,
+            _ => answer(query),
+        },
+    )?;
+    let daemon = stage.daemon(&[&stage.url("tls", "")])?;
+    stage.assert_answered("+notcp")?;
+
+    let reply = stage.lab.dig("+short @10.30.30.30 cut.example.test")?;
+
+    assert_eq!(reply.trim(), Responder::FAR_ANSWER.to_string());
+    let seen = server.seen();
+    assert_eq!(seen.len(), 2, "{seen:?}");
+    assert!(seen[1].resumed, "{seen:?}");
+    let status = daemon.status()?;
+    assert_eq!(status["upstreams"][0]["answered"], 2, "{status:#}");
+    assert_eq!(status["upstreams"][0]["sent"], 2, "{status:#}");
+    Ok(())
+}
+
+#[test]
+fn a_server_that_was_restarted_is_asked_again() -> Result<()> {
+    let mut stage = Stage::with_server(ServerSoftware::Unbound)?;
+    let _daemon = stage.daemon(&[&stage.url("tls", ""), "--deadline", "2s"])?;
+    stage.assert_answered("+notcp")?;
+
+    stage.server_mut()?.stop();
+    let reply = stage.lab.dig("@10.30.30.30 mail.example.test MX")?;
+    assert!(reply.contains("status: SERVFAIL"), "{reply}");
+    stage.server_mut()?.restart()?;
+
+    stage.assert_answered("+notcp")
+}
+
+#[test]
+fn a_connection_that_leads_nowhere_is_given_up_and_another_one_answers() -> Result<()> {
+    for scheme in ["tls", "https", "quic", "h3"] {
+        let mut stage = Stage::new()?;
+        let identity = stage.ca.issue(&[NAME])?;
+        let net = &stage.lab.net;
+        let _quic = match scheme {
+            "quic" => Some(stage.quic(QuicProtocol::Doq, &identity)?),
+            "h3" => Some(stage.quic(QuicProtocol::H3, &identity)?),
+            _ => {
+                stage.server = Some(EncryptedServer::start(
+                    ServerSoftware::Unbound,
+                    net,
+                    &identity,
+                )?);
+                None
+            }
+        };
+        let _daemon = stage.daemon(&[&stage.url(scheme, ""), "--deadline", "10s"])?;
+        stage.assert_answered("+notcp")?;
+        stage.lab.ping(lab::RESOLVER_V4)?;
+        stage
+            .outside
+            .wait_for("the ping", |packet| packet.protocol == 1)?;
+
+        // What belongs to the connection that is open vanishes; new ones get through.
+        let net = &stage.lab.net;
+        net.run("nft add table ip hole")?;
+        net.run("nft add chain ip hole in { type filter hook input priority 0 ; }")?;
+        for port in stage.ports_in_use()? {
+            net.run(&format!(
+                "nft add rule ip hole in ip protocol {{ tcp, udp }} th sport {port} drop"
+            ))?;
+        }
+
+        stage.assert_answered("+tcp")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn no_query_ever_leaves_in_plain_text() -> Result<()> {
+    let mut stage = Stage::with_server(ServerSoftware::Unbound)?;
+    let good = stage.url("tls", "");
+    let _daemon = stage.daemon(&[&good, "--deadline", "2s"])?;
+
+    stage.assert_answered("+notcp")?;
+    stage.assert_answered("+tcp")?;
+    stage.server_mut()?.stop();
+    stage.lab.dig("@10.30.30.30 h1.example.test")?;
+    let _wrong = stage.responder(&stage.ca.self_signed(&[NAME])?)?;
+    stage.lab.dig("@10.30.30.30 h2.example.test")?;
+
+    stage.lab.ping(lab::RESOLVER_V4)?;
+    let outside = &stage.outside;
+    outside.wait_for("the ping", |packet| packet.protocol == 1)?;
+    assert_ne!(
+        outside.matching(|packet| packet.involves_port(853))?,
+        Vec::new()
+    );
+    assert_eq!(
+        outside.matching(|packet| packet.involves_port(53))?,
+        Vec::new()
+    );
+    Ok(())
+}
+
+#[test]
+fn encrypted_queries_leave_outside_of_a_tunnel_that_takes_everything() -> Result<()> {
+    let stage = Stage::on(Lab::new(Routing::Full)?)?;
+    let _server = stage.responder(&stage.ca.issue(&[NAME])?)?;
+    // The server stands where only the mark leads around the tunnel.
+    let far = SocketAddr::from(([203, 0, 113, 53], 853));
+    let _far = TlsResponder::start(
+        &stage.lab.net,
+        far,
+        &stage.ca.issue(&[NAME])?,
+        None,
+        |_, query| answer(query),
+    )?;
+    let url = format!("tls://{}?ca={}#{NAME}", far.ip(), stage.ca.file().display());
+    let outside = Capture::start(&stage.lab.net, "eth0")?;
+    let far_side = Capture::start(&stage.lab.peer, stage.lab.tunnel.peer_interface())?;
+
+    let _daemon = stage.daemon(&[&url])?;
+
+    stage.assert_answered("+notcp")?;
+    outside.wait_for("a query to the server", |packet| {
+        packet.destination == far.ip() && packet.source == CLIENT_V4 && packet.involves_port(853)
+    })?;
+    stage.lab.ping(PEER_V4)?;
+    far_side.wait_for("the ping", |packet| packet.protocol == 1)?;
+    assert_eq!(
+        far_side.matching(|packet| packet.involves_port(853))?,
+        Vec::new()
+    );
+    Ok(())
+}
+
+#[test]
+fn mistakes_in_urls_get_one_line_that_helps_and_exit_code_2() -> Result<()> {
+    let stage = Stage::new()?;
+    for (url, help) in [
+        (
+            "tls://192.0.2.54?ca=/nonexistent/ca.pem",
+            "/nonexistent/ca.pem",
+        ),
+        (
+            "tls://192.0.2.54?ca=/dev/null",
+            "no certificate in PEM form",
+        ),
+        ("tls://192.0.2.54?pni=sha256/AAAA", "did you mean pin?"),
+        (
+            "tls://192.0.2.54?pin=sha256/AAAA",
+            "is 3 octets, and SHA-256 has 32",
+        ),
+        (
+            "tls://192.0.2.54?pin=md5/AAAA",
+            "does not begin with sha256/",
+        ),
+        ("tls://192.0.2.54?pool=0", "it can be 1 to 16"),
+        ("tls://192.0.2.54?cert=/dev/null", "add key=FILE"),
+        ("tls://192.0.2.54?method=get", "is for https:// and h3://"),
+        ("tls://dns.example", "?bootstrap=192.0.2.1"),
+        ("tls://10.30.30.30", "is a virtual address"),
+    ] {
+        for command in ["run", "check"] {
+            let exit = interceptor(&stage.lab.client, &[command, "--upstream", url])?;
+            assert_eq!(exit.code, Some(2), "{command} {url}: {exit:?}");
+            assert!(exit.stderr.contains(help), "{url}: {}", exit.stderr);
+            assert_eq!(exit.stderr.trim().lines().count(), 1, "{}", exit.stderr);
+        }
+    }
+    Ok(())
+}
+
+/// A lab with an authority, and maybe a real server.
+struct Stage {
+    server: Option<EncryptedServer>,
+    ca: Authority,
+    /// What crosses the client's way to the servers.
+    outside: Capture,
+    lab: Lab,
+}
+
+impl Stage {
+    fn new() -> Result<Self> {
+        Self::on(Lab::client_with_tunnel()?)
+    }
+
+    fn on(lab: Lab) -> Result<Self> {
+        Ok(Self {
+            server: None,
+            ca: Authority::new("Lab Authority")?,
+            outside: Capture::start(&lab.client, "eth0")?,
+            lab,
+        })
+    }
+
+    fn with_server(software: ServerSoftware) -> Result<Self> {
+        let mut stage = Self::new()?;
+        let identity = stage.ca.issue(&[NAME])?;
+        stage.server = Some(EncryptedServer::start(software, &stage.lab.net, &identity)?);
+        Ok(stage)
+    }
+
+    fn server_mut(&mut self) -> Result<&mut EncryptedServer> {
+        self.server.as_mut().context("a stage without server")
+    }
+
+    /// The server's URL with its name, the authority and more parameters.
+    fn url(&self, scheme: &str, parameters: &str) -> String {
+        format!(
+            "{scheme}://{SERVER}?ca={}{parameters}#{NAME}",
+            self.ca.file().display()
+        )
+    }
+
+    /// Starts the daemon; what begins with `--` and what follows it are arguments, everything before is an upstream.
+    fn daemon(&self, words: &[&str]) -> Result<Daemon> {
+        let interface = self.lab.tunnel.client_interface();
+        let more = words
+            .iter()
+            .position(|word| word.starts_with("--"))
+            .unwrap_or(words.len());
+        let mut arguments = vec!["-i", interface];
+        for upstream in &words[..more] {
+            arguments.extend(["--upstream", upstream]);
+        }
+        arguments.extend(&words[more..]);
+        let daemon = Daemon::start(&self.lab.client, &arguments)?;
+        daemon.wait_attached(interface)?;
+        Ok(daemon)
+    }
+
+    /// A scripted DoT server that answers everything.
+    fn responder(&self, identity: &Identity) -> Result<TlsResponder> {
+        TlsResponder::start(
+            &self.lab.net,
+            EncryptedServer::dot(),
+            identity,
+            None,
+            |_, query| answer(query),
+        )
+    }
+
+    /// A server for DoQ or DoH3 at the scheme's own port.
+    fn quic(&self, protocol: QuicProtocol, identity: &Identity) -> Result<QuicResponder> {
+        let port = match protocol {
+            QuicProtocol::Doq => 853,
+            QuicProtocol::H3 => 443,
+        };
+        let local = SocketAddr::new(SERVER, port);
+        QuicResponder::start(
+            protocol,
+            &self.lab.net,
+            local,
+            identity,
+            Responder::FAR_ANSWER,
+        )
+    }
+
+    /// Why the upstream is not used, while clients get SERVFAIL with an extended error.
+    fn refusal(&self, url: &str) -> Result<String> {
+        let daemon = self.daemon(&[url, "--deadline", "2s"])?;
+        let reply = self.lab.dig("@10.30.30.30 www.example.test")?;
+        ensure!(
+            reply.contains("status: SERVFAIL") && reply.contains("EDE: 2"),
+            "{reply}"
+        );
+        let status = daemon.status()?;
+        let error = status["upstreams"][0]["last_error"].as_str();
+        Ok(error.unwrap_or_default().to_owned())
+    }
+
+    fn assert_answered(&self, transport: &str) -> Result<()> {
+        let answer = self
+            .lab
+            .dig(&format!("+short {transport} @10.30.30.30 www.example.test"))?;
+        let expected = match self.server {
+            Some(_) => "192.0.2.80".to_owned(),
+            None => Responder::FAR_ANSWER.to_string(),
+        };
+        ensure!(answer.trim() == expected, "{answer}");
+        Ok(())
+    }
+
+    /// The client's ports from which packets have come to the server.
+    fn ports_in_use(&self) -> Result<BTreeSet<u16>> {
+        let packets = self
+            .outside
+            .matching(|packet| packet.destination == SERVER)?;
+        let ports = packets.into_iter().filter_map(|packet| packet.ports);
+        Ok(ports.map(|(source, _)| source).collect())
+    }
+}
+
+fn answer(query: &[u8]) -> Deed {
+    let reply = dns::address_reply(query, Responder::FAR_ANSWER);
+    Deed::Answer(reply.into_iter().collect())
+}
+
+fn is_about(query: &[u8], label: &str) -> bool {
+    dns::parse(query).is_ok_and(|query| dns::question_name(&query).starts_with(label))
+}
