@@ -182,7 +182,7 @@ mod tests {
         }
         assert_eq!(body.message(), "onetwothree");
         let mut endless = Body::default();
-        let chunk = Bytes::from_static(&[0; 40_000]);
+        let chunk = Bytes::from(vec![0; 40_000]);
         endless.push(chunk.clone()).unwrap();
         assert!(endless.push(chunk).is_err());
     }
