@@ -1,13 +1,14 @@
-//! Real WireGuard tunnels between two namespaces, by wireguard-go.
+//! Real WireGuard tunnels between two namespaces, by the kernel where it can, otherwise by wireguard-go.
 
+use std::env;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::namespace::Namespace;
 use crate::process::Process;
@@ -63,7 +64,7 @@ impl Tunnel {
             client_key.public,
             host_prefixes(plan.client_addresses),
         ))?;
-        peer.configure(&plan.peer, plan.peer_addresses)?;
+        peer.configure(plan.peer_addresses)?;
 
         let mut tunnel = Self {
             plan,
@@ -118,7 +119,7 @@ impl Tunnel {
             plan.endpoint,
             plan.allowed,
         ))?;
-        end.configure(&plan.client, plan.client_addresses)?;
+        end.configure(plan.client_addresses)?;
         for route in plan.routes {
             plan.client
                 .run(&format!("ip route add {route} dev {name}"))?;
@@ -131,47 +132,97 @@ impl Tunnel {
 #[derive(Debug)]
 struct End {
     name: String,
-    _process: Process,
+    namespace: Arc<Namespace>,
+    maker: Maker,
+}
+
+/// What an interface is made by.
+#[derive(Debug)]
+enum Maker {
+    Kernel,
+    WireguardGo { _process: Process },
 }
 
 impl End {
-    fn create(namespace: &Namespace, name: &str) -> Result<Self> {
-        let mut command = namespace.command("wireguard-go");
-        command
-            .args(["-f", name])
-            .env("WG_PROCESS_FOREGROUND", "1")
-            .env("LOG_LEVEL", "error");
-        let mut process = Process::spawn("wireguard-go", command)?;
-        // Not by `wg show`: it removes a socket that is bound but not listened on yet, taking it for a leftover.
-        let socket = format!("{CONTROL_SOCKETS}/{name}.sock");
-        until(&format!("{name} can be configured"), || {
-            if UnixStream::connect(&socket).is_ok() {
-                return Some(Ok(()));
+    fn create(namespace: &Arc<Namespace>, name: &str) -> Result<Self> {
+        let maker = if kernel_has_wireguard(namespace)? {
+            namespace.run(&format!("ip link add {name} type wireguard"))?;
+            Maker::Kernel
+        } else {
+            Maker::WireguardGo {
+                _process: wireguard_go(namespace, name)?,
             }
-            process
-                .has_ended()
-                .then(|| Err(anyhow::anyhow!("wireguard-go ended: {}", process.log())))
-        })??;
+        };
         Ok(Self {
             name: name.to_owned(),
-            _process: process,
+            namespace: Arc::clone(namespace),
+            maker,
         })
     }
 
-    fn configure(&self, namespace: &Namespace, addresses: &[&str]) -> Result<()> {
+    fn configure(&self, addresses: &[&str]) -> Result<()> {
+        let Self {
+            name, namespace, ..
+        } = self;
         for address in addresses {
-            namespace.run(&format!("ip address add {address} dev {}", self.name))?;
+            namespace.run(&format!("ip address add {address} dev {name}"))?;
         }
-        namespace.run(&format!("ip link set {} mtu 1420 up", self.name))?;
+        namespace.run(&format!("ip link set {name} mtu 1420 up"))?;
         Ok(())
     }
 }
 
 impl Drop for End {
     fn drop(&mut self) {
-        // A killed wireguard-go leaves its socket behind; where it is gone already nothing is left to do.
-        let _ = fs::remove_file(format!("{CONTROL_SOCKETS}/{}.sock", self.name));
+        // Where the interface or the socket is gone already, nothing is left to do.
+        match self.maker {
+            Maker::Kernel => {
+                let _ = self.namespace.run(&format!("ip link delete {}", self.name));
+            }
+            // A killed wireguard-go leaves its socket behind.
+            Maker::WireguardGo { .. } => {
+                let _ = fs::remove_file(format!("{CONTROL_SOCKETS}/{}.sock", self.name));
+            }
+        }
     }
+}
+
+/// Whether the kernel makes WireGuard interfaces: what `INTERCEPTOR_TEST_WIREGUARD` says (`kernel` or `go`), otherwise
+/// found out by making one.
+fn kernel_has_wireguard(namespace: &Namespace) -> Result<bool> {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    match env::var(CHOICE).as_deref() {
+        Ok("kernel") => return Ok(true),
+        Ok("go") => return Ok(false),
+        Ok(other) => bail!("{CHOICE} is `{other}`; it can be `kernel` or `go`"),
+        Err(_) => {}
+    }
+    Ok(*FOUND.get_or_init(|| {
+        let name = unique_name('t');
+        let made = namespace.run(&format!("ip link add {name} type wireguard"));
+        made.and_then(|_| namespace.run(&format!("ip link delete {name}")))
+            .is_ok()
+    }))
+}
+
+fn wireguard_go(namespace: &Namespace, name: &str) -> Result<Process> {
+    let mut command = namespace.command("wireguard-go");
+    command
+        .args(["-f", name])
+        .env("WG_PROCESS_FOREGROUND", "1")
+        .env("LOG_LEVEL", "error");
+    let mut process = Process::spawn("wireguard-go", command)?;
+    // Not by `wg show`: it removes a socket that is bound but not listened on yet, taking it for a leftover.
+    let socket = format!("{CONTROL_SOCKETS}/{name}.sock");
+    until(&format!("{name} can be configured"), || {
+        if UnixStream::connect(&socket).is_ok() {
+            return Some(Ok(()));
+        }
+        process
+            .has_ended()
+            .then(|| Err(anyhow::anyhow!("wireguard-go ended: {}", process.log())))
+    })??;
+    Ok(process)
 }
 
 #[derive(Debug)]
@@ -229,5 +280,6 @@ fn host_prefixes(addresses: &[&str]) -> String {
         .join(",")
 }
 
+const CHOICE: &str = "INTERCEPTOR_TEST_WIREGUARD";
 const PREFIX: &str = "wg";
 const CONTROL_SOCKETS: &str = "/var/run/wireguard";
