@@ -48,5 +48,5 @@ pub use topology::{
     VIRTUAL_V6, ZONE,
 };
 pub use unbound::{HOST_NAMES, Unbound, host_address};
-pub use wait::{PATIENCE, receive, until};
+pub use wait::{patience, receive, until};
 pub use wireguard::{Tunnel, TunnelPlan};

@@ -1,25 +1,34 @@
 //! Waiting for conditions: polled against a generous deadline, so that a slow machine is slow and not broken.
 
+use std::env;
 use std::io::{self, ErrorKind};
 use std::net::UdpSocket;
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// How long a condition may take before it counts as never coming true.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+/// How long a condition may take before it counts as never coming true: a minute, times `LAB_PATIENCE` where
+/// that is a number.
+pub fn patience() -> Duration {
+    static FACTOR: LazyLock<u32> = LazyLock::new(|| {
+        let factor = env::var("LAB_PATIENCE").ok();
+        factor.and_then(|factor| factor.parse().ok()).unwrap_or(1)
+    });
+    Duration::from_mins(1).saturating_mul((*FACTOR).max(1))
+}
 
-/// Polls `probe` until it gives a value; after [`PATIENCE`] the error says that `what` did not happen.
+/// Polls `probe` until it gives a value; after [`patience`] the error says that `what` did not happen.
 pub fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     let mut pause = Duration::from_millis(2);
     loop {
         if let Some(value) = probe() {
             return Ok(value);
         }
         if Instant::now() >= deadline {
-            bail!("waited {} s in vain: {what}", PATIENCE.as_secs());
+            bail!("waited {} s in vain: {what}", patience().as_secs());
         }
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(100));

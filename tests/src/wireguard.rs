@@ -187,7 +187,7 @@ impl Drop for End {
     }
 }
 
-/// Whether the kernel makes WireGuard interfaces: what `INTERCEPTOR_TEST_WIREGUARD` says (`kernel` or `go`), otherwise
+/// Whether the kernel makes WireGuard interfaces: what `LAB_WIREGUARD` says (`kernel` or `go`), otherwise
 /// found out by making one.
 fn kernel_has_wireguard(namespace: &Namespace) -> Result<bool> {
     static FOUND: OnceLock<bool> = OnceLock::new();
@@ -280,6 +280,6 @@ fn host_prefixes(addresses: &[&str]) -> String {
         .join(",")
 }
 
-const CHOICE: &str = "INTERCEPTOR_TEST_WIREGUARD";
+const CHOICE: &str = "LAB_WIREGUARD";
 const PREFIX: &str = "wg";
 const CONTROL_SOCKETS: &str = "/var/run/wireguard";

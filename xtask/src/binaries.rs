@@ -1,8 +1,21 @@
 //! The binaries that other commands need, built by cargo.
 
 use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::Context as _;
+use serde_json::Value;
 
 use crate::{command, workspace};
+
+/// A test binary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TestBinary {
+    /// The library's name, or that of the file in `tests`.
+    pub(crate) name: String,
+    /// Where cargo put it.
+    pub(crate) path: PathBuf,
+}
 
 /// The daemon.
 pub(crate) fn daemon(release: bool) -> anyhow::Result<PathBuf> {
@@ -17,6 +30,39 @@ pub(crate) fn demo() -> anyhow::Result<PathBuf> {
 /// The benchmark.
 pub(crate) fn bench() -> anyhow::Result<PathBuf> {
     build("interceptor-tests", "bench", true)
+}
+
+/// The test binaries of the packages: those of their libraries and those of their `tests` folders.
+pub(crate) fn tests(packages: &[&str]) -> anyhow::Result<Vec<TestBinary>> {
+    let mut cargo = command::cargo();
+    cargo.current_dir(workspace::root()?).args([
+        "test",
+        "--no-run",
+        "--locked",
+        "--message-format=json-render-diagnostics",
+    ]);
+    for package in packages {
+        cargo.args(["--package", package]);
+    }
+    let messages = command::output(cargo.stderr(Stdio::inherit()))?;
+    messages
+        .lines()
+        .map(|message| serde_json::from_str(message).context("cannot read what cargo prints"))
+        .filter_map(|message| message.map(|message| test_binary(&message)).transpose())
+        .collect()
+}
+
+fn test_binary(message: &Value) -> Option<TestBinary> {
+    let target = &message["target"];
+    let is_test = message["profile"]["test"] == Value::Bool(true);
+    let kind = target["kind"][0].as_str()?;
+    if !is_test || !["lib", "test"].contains(&kind) {
+        return None;
+    }
+    Some(TestBinary {
+        name: target["name"].as_str()?.to_owned(),
+        path: message["executable"].as_str()?.into(),
+    })
 }
 
 fn build(package: &str, binary: &str, release: bool) -> anyhow::Result<PathBuf> {
@@ -35,4 +81,39 @@ fn build(package: &str, binary: &str, release: bool) -> anyhow::Result<PathBuf> 
     command::run(&mut cargo)?;
     let profile = if release { "release" } else { "debug" };
     Ok(workspace::target()?.join(profile).join(binary))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn artifact(kind: &str, is_test: bool) -> Value {
+        json!({
+            "reason": "compiler-artifact",
+            "target": { "kind": [kind], "name": "e2e" },
+            "profile": { "test": is_test },
+            "executable": "/target/debug/deps/e2e-1",
+        })
+    }
+
+    #[test]
+    fn test_binaries_are_those_of_libraries_and_of_tests() {
+        for (kind, is_test, is_one) in [
+            ("test", true, true),
+            ("lib", true, true),
+            ("bin", true, false),
+            ("lib", false, false),
+        ] {
+            let found = test_binary(&artifact(kind, is_test));
+
+            assert_eq!(found.is_some(), is_one, "{kind} {is_test}");
+        }
+    }
+
+    #[test]
+    fn messages_about_something_else_are_no_binaries() {
+        assert_eq!(test_binary(&json!({ "reason": "build-finished" })), None);
+    }
 }

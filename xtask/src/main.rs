@@ -6,6 +6,7 @@ mod build_ebpf;
 mod command;
 mod demo;
 mod fuzz;
+mod kernel;
 mod licences;
 mod lint;
 mod packages;

@@ -2,10 +2,15 @@
 
 use clap::Args;
 
-use crate::{binaries, command, fuzz, packages, workspace};
+use crate::kernel::Series;
+use crate::{binaries, command, fuzz, kernel, packages, workspace};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
+    /// Run what asks the kernel something on Debian's newest kernel of this series instead, such as 6.1, in a virtual
+    /// machine; may be given several times.
+    #[arg(long, value_name = "SERIES")]
+    pub(crate) kernel: Vec<Series>,
     /// Leave the fuzz targets out.
     #[arg(long)]
     pub(crate) no_fuzz: bool,
@@ -17,6 +22,9 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    if !options.kernel.is_empty() {
+        return kernel::test(&options.kernel, options.filter.as_deref(), &options.args);
+    }
     packages::ensure(&packages::LAB, "the tests")?;
     let daemon = binaries::daemon(false)?;
     let mut tests = command::cargo();

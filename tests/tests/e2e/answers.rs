@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use lab::dns::{self, Message, Query, ResponseCode};
-use lab::{Lab, PATIENCE};
+use lab::{Lab, patience};
 
 #[test]
 fn dig_and_kdig_get_answers_over_udp_and_tcp_v4_and_v6() -> Result<()> {
@@ -174,7 +174,7 @@ fn text_records(output: &str) -> usize {
 
 fn client(lab: &Lab, server: SocketAddr) -> Result<UdpSocket> {
     let socket = lab.client.udp_to(server)?;
-    socket.set_read_timeout(Some(PATIENCE.min(Duration::from_secs(15))))?;
+    socket.set_read_timeout(Some(patience().min(Duration::from_secs(15))))?;
     Ok(socket)
 }
 

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use anyhow::Result;
-use lab::{Capture, Lab, PATIENCE, VIRTUAL_V4, VIRTUAL_V6};
+use lab::{Capture, Lab, VIRTUAL_V4, VIRTUAL_V6, patience};
 
 #[test]
 fn a_virtual_address_can_be_pinged() -> Result<()> {
@@ -67,7 +67,7 @@ fn a_closed_udp_port_of_a_virtual_address_is_unreachable() -> Result<()> {
 
     for address in [VIRTUAL_V4, VIRTUAL_V6] {
         let socket = lab.client.udp_to(SocketAddr::new(address, 5353))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(patience()))?;
         socket.send(b"is anybody there?")?;
         let error = lab::receive(&socket, &mut [0; 100]).expect_err("a closed port replied");
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);

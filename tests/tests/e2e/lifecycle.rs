@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use lab::dns::{self, Query};
-use lab::{Daemon, Lab, PATIENCE, PEER_V4, Responder, Snapshot, VIRTUAL_V4, until};
+use lab::{Daemon, Lab, PEER_V4, Responder, Snapshot, VIRTUAL_V4, patience, until};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -105,7 +105,7 @@ fn connections_through_the_tunnel_outlive_the_daemons_coming_and_going() -> Resu
     let server = lab.peer.listen(SocketAddr::new(PEER_V4, 8080))?;
     let mut client = lab.client.connect(SocketAddr::new(PEER_V4, 8080))?;
     let (mut far_end, _) = server.accept()?;
-    far_end.set_read_timeout(Some(PATIENCE))?;
+    far_end.set_read_timeout(Some(patience()))?;
 
     let mut first = lab.daemon(&[])?;
     assert_carries(&mut client, &mut far_end)?;
@@ -144,7 +144,7 @@ fn what_is_in_flight_is_answered_before_the_daemon_ends() -> Result<()> {
     )?;
     daemon.wait_attached(interface)?;
     let socket = lab.client.udp_to(Lab::dns_v4())?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(patience()))?;
 
     socket.send(&Query::new("www.example.test", 1).with_id(9).wire())?;
     until("the upstream is asked", || {

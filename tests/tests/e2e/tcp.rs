@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, bail};
 use lab::dns::{self, Query};
-use lab::{Lab, PATIENCE, Responder, host_address};
+use lab::{Lab, Responder, host_address, patience};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 #[test]
@@ -186,7 +186,7 @@ fn a_query_that_arrives_octet_by_octet_is_answered() -> Result<()> {
 
 fn connect(lab: &Lab, server: SocketAddr) -> Result<TcpStream> {
     let stream = lab.client.connect(server)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patience()))?;
     Ok(stream)
 }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use lab::dns::{self, Query};
 use lab::{
-    Capture, Daemon, Lab, Load, PATIENCE, PEER_V4, PEER_V6, Tunnel, TunnelPlan, VIRTUAL_V4,
-    VIRTUAL_V6,
+    Capture, Daemon, Lab, Load, PEER_V4, PEER_V6, Tunnel, TunnelPlan, VIRTUAL_V4, VIRTUAL_V6,
+    patience,
 };
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, connect, setsockopt, socket, sockopt,
@@ -334,7 +334,7 @@ fn udp_on(lab: &Lab, interface: &str, server: SocketAddr) -> Result<UdpSocket> {
     let socket = lab.client.udp(any.parse()?)?;
     setsockopt(&socket, sockopt::BindToDevice, &interface.into())?;
     lab.client.enter(|| socket.connect(server))??;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(patience()))?;
     Ok(socket)
 }
 
@@ -351,7 +351,7 @@ fn tcp_on(lab: &Lab, interface: &str) -> Result<TcpStream> {
         connect(fd.as_raw_fd(), &SockaddrIn::from(server))?;
         Ok(TcpStream::from(fd))
     })??;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patience()))?;
     Ok(stream)
 }
 

@@ -1,0 +1,165 @@
+//! `test --kernel`: the end-to-end tests on other kernels, in virtual machines that see this machine's files.
+
+mod image;
+mod machine;
+mod package;
+
+use std::fs;
+use std::io::{IsTerminal as _, stdout};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use anyhow::{Context as _, bail};
+
+use crate::binaries::{self, TestBinary};
+use crate::{command, packages, workspace};
+
+use machine::Machine;
+use package::Kernel;
+pub(crate) use package::Series;
+
+/// What the machines are made with, beside what the lab runs.
+const NEEDED: [&str; 4] = ["busybox-static", "kmod", "qemu-system-x86", "xz-utils"];
+
+/// The test binaries that run inside, with the arguments that choose the tests which ask the kernel something.
+const SUITES: [(&str, &[&str]); 3] = [
+    ("classifier", &[]),
+    (
+        "interceptor",
+        &["kernel::", "net::", "reader::", "netstack::tests::tun"],
+    ),
+    ("e2e", &[]),
+];
+
+/// How many tests run at once in a machine: while one waits, another works.
+const THREADS: usize = 3;
+
+/// How much more patience the lab has inside: emulated processors are some twenty times slower.
+const PATIENCE: u32 = 4;
+
+/// Runs the suites on every kernel, with as many machines at once as there are processors; an error names the kernels on
+/// which something failed.
+pub(crate) fn test(
+    series: &[Series],
+    filter: Option<&str>,
+    arguments: &[String],
+) -> anyhow::Result<()> {
+    packages::ensure(&packages::LAB, "the tests")?;
+    packages::ensure(&NEEDED, "other kernels")?;
+    let folder = workspace::target()?.join("kernels");
+    let kernels = series
+        .iter()
+        .map(|series| package::ensure(series, &folder))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let daemon = binaries::daemon(false)?;
+    let suites = suites()?;
+
+    let at_once = thread::available_parallelism().map_or(1, usize::from);
+    let mut failures = Vec::new();
+    for group in kernels.chunks(at_once) {
+        // Started by this thread, with which they end whatever ends it.
+        let machines = group
+            .iter()
+            .map(|kernel| {
+                let script = script(&suites, &daemon, filter, arguments)?;
+                boot(kernel, &folder, &script)
+            })
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        for (kernel, machine) in group.iter().zip(machines) {
+            eprintln!("     Testing Linux {}", kernel.release);
+            if let Err(error) = machine.follow() {
+                eprintln!("error: Linux {}: {error:#}", kernel.release);
+                failures.push(kernel.release.as_str());
+            }
+        }
+    }
+    if !failures.is_empty() {
+        bail!("failed on Linux {}", failures.join(", "));
+    }
+    Ok(())
+}
+
+fn suites() -> anyhow::Result<Vec<(TestBinary, &'static [&'static str])>> {
+    let built = binaries::tests(&["interceptor", "interceptor-tests"])?;
+    SUITES
+        .iter()
+        .map(|(name, chosen)| {
+            let binary = built.iter().find(|binary| binary.name == *name);
+            let binary = binary.with_context(|| format!("cargo built no test `{name}`"))?;
+            Ok((binary.clone(), *chosen))
+        })
+        .collect()
+}
+
+fn boot(kernel: &Kernel, folder: &Path, script: &str) -> anyhow::Result<Machine> {
+    let scratch = folder.join("runs").join(&kernel.release);
+    fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
+    let image = scratch.join("initramfs");
+    image::write(&image, kernel, &shared()?, script)?;
+    Machine::start(kernel, &image, &scratch)
+}
+
+/// What is found inside at the same path, wherever it is: not all of them are where the root's own mounts would let them
+/// be seen.
+fn shared() -> anyhow::Result<Vec<PathBuf>> {
+    let target = workspace::target()?;
+    let target = target
+        .canonicalize()
+        .with_context(|| format!("cannot find {}", target.display()))?;
+    Ok(vec![workspace::root()?, target])
+}
+
+/// What the machine runs, as a shell script; its exit code is that of the last suite which failed.
+fn script(
+    suites: &[(TestBinary, &[&str])],
+    daemon: &Path,
+    filter: Option<&str>,
+    arguments: &[String],
+) -> anyhow::Result<String> {
+    let tests = workspace::root()?.join("tests");
+    let mut lines = vec![
+        "export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8".to_owned(),
+        format!(
+            "export INTERCEPTOR_BIN={}",
+            quoted(&daemon.display().to_string())
+        ),
+        format!("export LAB_PATIENCE={PATIENCE}"),
+        format!("cd {}", quoted(&tests.display().to_string())),
+        "ip link set lo up".to_owned(),
+        "code=0".to_owned(),
+    ];
+    let color = if stdout().is_terminal() {
+        "always"
+    } else {
+        "never"
+    };
+    for (binary, chosen) in suites {
+        let mut words = vec![
+            binary.path.display().to_string(),
+            format!("--test-threads={THREADS}"),
+            format!("--color={color}"),
+        ];
+        match filter {
+            Some(filter) => words.push(filter.to_owned()),
+            None => words.extend(chosen.iter().map(|&word| word.to_owned())),
+        }
+        words.extend(arguments.iter().cloned());
+        let words = words.iter().map(|word| quoted(word)).collect::<Vec<_>>();
+        lines.push(format!("echo '     Running {}'", binary.name));
+        lines.push(format!("{} || code=$?", words.join(" ")));
+    }
+    lines.push("exit $code\n".to_owned());
+    Ok(lines.join("\n"))
+}
+
+/// A word as the shell takes it literally.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// Commands of the superuser's directories too, which are not on everybody's PATH.
+fn tool(name: &str) -> Command {
+    let found = command::find(name).unwrap_or_else(|| Path::new("/usr/sbin").join(name));
+    Command::new(found)
+}
