@@ -119,12 +119,34 @@ fn the_automatic_choice_is_tcx_where_the_kernel_has_it() -> Result<()> {
 
     let status = daemon.status()?;
 
-    assert_eq!(status["interfaces"][0]["attach"], "tcx");
+    assert_eq!(
+        status["interfaces"][0]["attach"],
+        lab::automatic_attachment()
+    );
     assert_eq!(status["interfaces"][0]["mtu"], 1420);
     Ok(())
 }
 
+#[test]
+fn tcx_where_the_kernel_lacks_it_is_refused_with_advice() -> Result<()> {
+    if lab::automatic_attachment() == "tcx" {
+        return Ok(());
+    }
+    let lab = Lab::client_with_tunnel()?;
+    let name = lab.tunnel.client_interface();
+
+    let refused = lab::interceptor(&lab.client, &["run", "-i", name, "--attach", "tcx"])?;
+
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert_eq!(refused.stderr.trim_end().lines().count(), 1, "{refused:?}");
+    assert!(refused.stderr.contains("--attach clsact"), "{refused:?}");
+    Ok(())
+}
+
 fn deleted_and_created(attach: &str) -> Result<()> {
+    if !lab::can_attach(attach) {
+        return Ok(());
+    }
     let mut lab = Lab::client_with_tunnel()?;
     let name = lab.tunnel.client_interface().to_owned();
     let daemon = lab.daemon(&["--attach", attach])?;

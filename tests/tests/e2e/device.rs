@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use lab::dns::{self, Query};
-use lab::{Daemon, Lab, Namespace, PATIENCE, Snapshot, host_address, until};
+use lab::{Daemon, Lab, Namespace, Snapshot, host_address, patience, until};
 
 /// Queries on one connection: their octets fill many segments.
 const QUERIES: u16 = 1500;
@@ -105,7 +105,7 @@ fn assert_carries_long_segments(lab: &Lab, daemon: &Daemon) -> Result<()> {
 
 fn query_on_one_connection(lab: &Lab, server: SocketAddr) -> Result<()> {
     let mut stream = lab.client.connect(server)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patience()))?;
     let mut writer = stream.try_clone()?;
     let mut queries = Vec::new();
     for number in 0..QUERIES {

@@ -9,7 +9,7 @@ use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
 use lab::dns::{self, Query};
-use lab::{Capture, Daemon, Lab, PATIENCE, PEER_V4, Responder, until};
+use lab::{Capture, Daemon, Lab, PEER_V4, Responder, patience, until};
 use rand::RngExt as _;
 use rand::seq::IndexedRandom as _;
 
@@ -212,7 +212,7 @@ struct Stream(TcpStream);
 impl Stream {
     fn to(lab: &Lab, server: SocketAddr) -> Result<Self> {
         let stream = lab.client.connect(server)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(patience()))?;
         Ok(Self(stream))
     }
 
@@ -229,7 +229,7 @@ impl Stream {
 
 fn exchange(socket: &UdpSocket, query: &[u8]) -> Result<Vec<u8>> {
     let mut buffer = [0; 4096];
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(patience()))?;
     socket.send(query)?;
     let length = socket.recv(&mut buffer).context("no reply")?;
     Ok(buffer[..length].to_vec())

@@ -207,6 +207,9 @@ fn load_on_both_families_and_transports_is_answered_without_loss() -> Result<()>
 }
 
 fn strict_reverse_path_filters(attach: &str) -> Result<()> {
+    if !lab::can_attach(attach) {
+        return Ok(());
+    }
     let lab = Lab::client_with_tunnel()?;
     lab.client.reverse_path_filter("1")?;
     let daemon = lab.daemon(&["--attach", attach])?;
@@ -224,6 +227,9 @@ fn strict_reverse_path_filters(attach: &str) -> Result<()> {
 }
 
 fn ethernet_device(attach: &str) -> Result<()> {
+    if !lab::can_attach(attach) {
+        return Ok(());
+    }
     let lab = Lab::client_with_tunnel()?;
     for line in [
         "ip route del 10.30.30.0/24",
@@ -267,6 +273,9 @@ fn ethernet_device(attach: &str) -> Result<()> {
 }
 
 fn other_programs_keep_working(attach: &str) -> Result<()> {
+    if !lab::can_attach(attach) {
+        return Ok(());
+    }
     let lab = Lab::client_with_tunnel()?;
     let interface = lab.tunnel.client_interface();
     for line in [
