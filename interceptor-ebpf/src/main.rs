@@ -351,8 +351,10 @@ mod programs {
         }
         let at = (head + question.end) as u32;
         let body = scratch.entry.body.0.as_ptr().cast();
-        let tail = bounded::<0x3ff>(tail);
-        let mut written = tail == 0 || store(skb, at, body, tail as u32);
+        let mut written = tail == 0 || {
+            let tail = bounded::<0x3ff>(tail - 1) + 1;
+            store(skb, at, body, tail as u32)
+        };
         if envelope.is_v6 == 0 {
             let head = envelope.reply_v4(udp, checksum, question.id, header);
             written &= store(
@@ -420,10 +422,11 @@ mod programs {
         if envelope.payload() > QUERY_ROOM {
             return Err(Pass::LongQuery);
         }
-        let length = bounded::<0xff>(envelope.payload());
-        if length == 0 {
+        if envelope.payload() == 0 {
             return Err(Pass::Malformed);
         }
+        // At least one in its form as well: before Linux 6.8 the verifier forgets a comparison of what was spilled.
+        let length = bounded::<0xff>(envelope.payload() - 1) + 1;
         // SAFETY: within the words.
         let query = unsafe { scratch.query.0.as_mut_ptr().cast::<u8>().add(QUERY_AT) };
         if !load(skb, at as u32, query.cast(), length as u32) {
