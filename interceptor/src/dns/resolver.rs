@@ -119,7 +119,7 @@ impl Resolver {
         };
         cache.meter.misses.add();
         let question = query.question_octets();
-        let (flight, is_new) = self.core.ask(&key, question, transport, arrived);
+        let (flight, is_new) = self.core.ask(&key, question, transport, arrived, false);
         if is_new {
             meter.forwarded.add();
         } else {
@@ -196,13 +196,15 @@ impl Core {
     }
 
     /// Asks the upstreams for `key`, in the letter case of `question`, unless they are being asked; tells whether they
-    /// were not. What comes of it is remembered.
+    /// were not. What comes of it is remembered; where the question `is_popular`, others are offered it at once, and
+    /// otherwise when it is asked again, because most names are asked for once.
     fn ask(
         self: &Arc<Self>,
         key: &Key,
         question: &[u8],
         transport: Transport,
         arrived: Instant,
+        is_popular: bool,
     ) -> (Flight, bool) {
         let generation = self.cache.as_ref().map_or(0, Cache::generation);
         // Who takes no truncated reply cannot wait for one, and who asks after a flush not for what was asked before.
@@ -221,7 +223,7 @@ impl Core {
                 let now = core.clock.now();
                 let cache = core.cache.as_ref();
                 let kept = cache.and_then(|it| it.settle(key.as_ref(), generation, &outcome, now));
-                if let (Some(cache), Some(entry)) = (cache, kept) {
+                if is_popular && let (Some(cache), Some(entry)) = (cache, kept) {
                     core.offer(cache, generation, &entry);
                 }
                 Arc::new(outcome)
@@ -269,7 +271,7 @@ impl Core {
             return;
         };
         cache.meter.prefetches.add();
-        let (flight, _) = self.ask(&key, question, Transport::Udp, Instant::now());
+        let (flight, _) = self.ask(&key, question, Transport::Udp, Instant::now(), true);
         self.carry_on(flight);
     }
 

@@ -1,11 +1,7 @@
-//! Giving back what loading has taken: aya reads all type information of the running kernel, several megabytes, once.
+//! Giving back what loading has taken: parsing the object and filling the tables leaves megabytes that nothing uses.
 
-/// Has the allocator return to the system what nothing uses; free memory in the midst of its heap stays its own
-/// otherwise.
+/// Has the allocator return to the system what nothing uses, which it does by itself only while it is busy.
 pub(crate) fn release_unused() {
-    #[cfg(target_env = "gnu")]
-    {
-        // SAFETY: it touches nothing but memory that is free, and takes the allocator's own locks.
-        unsafe { libc::malloc_trim(0) };
-    }
+    // SAFETY: it touches nothing but memory that is free, and takes the allocator's own locks.
+    unsafe { libmimalloc_sys::mi_collect(true) };
 }
