@@ -113,7 +113,7 @@ impl Extent {
     fn of(effort: Effort) -> Self {
         match effort {
             Effort::Quick => Self {
-                rounds: 2,
+                rounds: 1,
                 latency: Duration::from_millis(250),
                 rate: Duration::from_millis(250),
                 throughput: Duration::from_millis(200),

@@ -49,11 +49,16 @@ pub(crate) enum TunnelKind {
 }
 
 /// Every way to run interceptor that is measured.
-pub(crate) const VARIANTS: [Variant; 2] = [
+pub(crate) const VARIANTS: [Variant; 3] = [
     Variant {
         name: "interceptor",
         tunnel: TunnelKind::Bare,
         arguments: &[],
+    },
+    Variant {
+        name: "interceptor, user space",
+        tunnel: TunnelKind::Bare,
+        arguments: &["--kernel-cache", "off"],
     },
     Variant {
         name: "interceptor on WireGuard",

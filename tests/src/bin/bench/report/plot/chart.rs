@@ -199,6 +199,9 @@ impl Axis {
             low = low.min(value);
             high = high.max(value);
         }
+        if low > high {
+            (low, high) = (1.0, 1.0);
+        }
         let (low, high) = match scale {
             Scale::Linear => {
                 let (low, high) = (low.min(0.0), high.max(0.0));
