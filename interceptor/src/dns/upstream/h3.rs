@@ -60,6 +60,10 @@ impl Open for H3Open {
             _driver: AbortOnDropHandle::new(driver),
         })
     }
+
+    fn mark(&self) -> u32 {
+        self.dial.mark()
+    }
 }
 
 impl Session for H3Session {

@@ -18,6 +18,9 @@ use super::tls::TlsDial;
 /// Octets that one response may bring before we make room for more; every DNS message fits.
 const STREAM_WINDOW: u32 = 65_535;
 
+/// Octets that the headers of one response may have.
+const HEADERS_MAX: u32 = 16 * 1024;
+
 /// The same for all responses of a connection together.
 const CONNECTION_WINDOW: u32 = 1 << 20;
 
@@ -48,6 +51,7 @@ impl Open for HttpsOpen {
         let stream = self.dial.dial().await?;
         let (sender, connection) = h2::client::Builder::new()
             .enable_push(false)
+            .max_header_list_size(HEADERS_MAX)
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .handshake(stream)
@@ -67,6 +71,10 @@ impl Open for HttpsOpen {
             ended,
             driver: AbortOnDropHandle::new(driver),
         })
+    }
+
+    fn mark(&self) -> u32 {
+        self.dial.mark()
     }
 }
 

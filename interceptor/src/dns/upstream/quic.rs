@@ -44,6 +44,10 @@ impl QuicDial {
         Self { tls, bypass }
     }
 
+    pub(super) fn mark(&self) -> u32 {
+        self.bypass.mark()
+    }
+
     pub(super) fn url(&self) -> &EncryptedUrl {
         self.tls.url()
     }
@@ -92,6 +96,10 @@ impl Open for QuicOpen {
     async fn open(&self) -> io::Result<QuicSession> {
         let connection = self.dial.dial().await?;
         Ok(QuicSession { connection })
+    }
+
+    fn mark(&self) -> u32 {
+        self.dial.mark()
     }
 }
 

@@ -45,6 +45,9 @@ pub(super) trait Open: Send + Sync + 'static {
 
     /// Opens a connection and shakes hands.
     fn open(&self) -> impl Future<Output = io::Result<Self::Session>> + Send;
+
+    /// The mark that connections opened at this moment carry; one that carries another is not used any more.
+    fn mark(&self) -> u32;
 }
 
 /// An open connection.
@@ -72,7 +75,8 @@ pub(super) enum Broken {
 pub(super) struct SessionUpstream<O: Open> {
     open: Arc<O>,
     patience: Patience,
-    current: Mutex<Option<watch::Receiver<State<O::Session>>>>,
+    /// The connection in use, and the mark it was opened with.
+    current: Mutex<Option<(u32, Watched<O::Session>)>>,
 }
 
 impl<O: Open> SessionUpstream<O> {
@@ -120,19 +124,24 @@ impl<O: Open> SessionUpstream<O> {
         }
     }
 
-    fn state(&self) -> watch::Receiver<State<O::Session>> {
+    fn state(&self) -> Watched<O::Session> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(state) = current.as_ref()
+        let mark = self.open.mark();
+        if let Some((opened_with, state)) = current.as_ref()
+            && *opened_with == mark
             && state.borrow().is_usable()
         {
             return state.clone();
         }
         let (sender, state) = watch::channel(State::Opening);
         tokio::spawn(open(Arc::clone(&self.open), self.patience, sender));
-        *current = Some(state.clone());
+        *current = Some((mark, state.clone()));
         state
     }
 }
+
+/// A connection as it is opened, used and ended.
+type Watched<S> = watch::Receiver<State<S>>;
 
 /// How it stands with the connection.
 enum State<S> {
@@ -426,6 +435,10 @@ mod tests {
                 number,
                 ended: CancellationToken::new(),
             })
+        }
+
+        fn mark(&self) -> u32 {
+            0
         }
     }
 

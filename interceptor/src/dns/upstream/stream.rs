@@ -54,13 +54,17 @@ pub(super) trait Dial: Send + Sync + 'static {
 
     /// Opens a connection.
     fn dial(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// The mark that connections opened at this moment carry; one that carries another is not used any more.
+    fn mark(&self) -> u32;
 }
 
 /// An upstream that is asked over connections.
 pub(super) struct StreamUpstream<D> {
     dial: Arc<D>,
     patience: Patience,
-    current: Mutex<Option<mpsc::Sender<Ask>>>,
+    /// The connection in use, and the mark it was opened with.
+    current: Mutex<Option<(u32, mpsc::Sender<Ask>)>>,
 }
 
 impl<D: Dial> StreamUpstream<D> {
@@ -113,13 +117,17 @@ impl<D: Dial> StreamUpstream<D> {
 
     fn connection(&self, ignored: &Arc<Counter>) -> mpsc::Sender<Ask> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(asks) = current.as_ref().filter(|asks| !asks.is_closed()) {
+        let mark = self.dial.mark();
+        if let Some((opened_with, asks)) = current.as_ref()
+            && *opened_with == mark
+            && !asks.is_closed()
+        {
             return asks.clone();
         }
         let (sender, asks) = mpsc::channel(QUEUE);
         let dial = Arc::clone(&self.dial);
         tokio::spawn(connect(dial, self.patience, asks, Arc::clone(ignored)));
-        *current = Some(sender.clone());
+        *current = Some((mark, sender.clone()));
         sender
     }
 }
@@ -344,7 +352,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
     use tokio::io::{AsyncWriteExt, DuplexStream};
 
@@ -448,6 +456,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_connection_with_another_mark_is_not_used_any_more() {
+        let (upstream, mut far_ends) = upstream(PATIENCE);
+        let request = request("marked.example.");
+        let ignored = Arc::default();
+        let mut open = Vec::new();
+        for mark in [1, 2] {
+            upstream.dial.mark.store(mark, Ordering::Relaxed);
+            let far_end = async { answer_one(far_ends.recv().await.unwrap()).await };
+            let (asked, stream) = tokio::join!(upstream.exchange(&request, &ignored), far_end);
+            asked.unwrap();
+            open.push(stream);
+        }
+        let (asked, _stream) = tokio::join!(
+            upstream.exchange(&request, &ignored),
+            answer_one(open.remove(1))
+        );
+        asked.unwrap();
+        assert_eq!(upstream.dial.dialled.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
     async fn an_idle_connection_is_closed() {
         let patience = Patience {
             idle: Duration::from_millis(20),
@@ -545,9 +574,9 @@ mod tests {
         let mut long = testing::query("long.example.", "A");
         long[11] = 1;
         long.extend_from_slice(&[
-            0, 0, 41, 2, 0, 0, 0, 0, 0, 0x17, 0x74, 0xfd, 0xe9, 0x17, 0x70,
+            0, 0, 41, 2, 0, 0, 0, 0, 0, 0x07, 0xd4, 0xfd, 0xe9, 0x07, 0xd0,
         ]);
-        long.resize(long.len() + 6000, 0);
+        long.resize(long.len() + 2000, 0);
         let long = Query::parse(&long).unwrap().request();
         let short = request("short.example.");
         let far_end = async {
@@ -576,6 +605,7 @@ mod tests {
     struct DuplexDial {
         far_ends: mpsc::UnboundedSender<DuplexStream>,
         dialled: AtomicUsize,
+        mark: AtomicU32,
     }
 
     impl Dial for DuplexDial {
@@ -583,9 +613,13 @@ mod tests {
 
         async fn dial(&self) -> io::Result<DuplexStream> {
             self.dialled.fetch_add(1, Ordering::Relaxed);
-            let (near_end, far_end) = tokio::io::duplex(4096);
+            let (near_end, far_end) = tokio::io::duplex(1024);
             self.far_ends.send(far_end).map_err(io::Error::other)?;
             Ok(near_end)
+        }
+
+        fn mark(&self) -> u32 {
+            self.mark.load(Ordering::Relaxed)
         }
     }
 
@@ -599,6 +633,7 @@ mod tests {
         let dial = DuplexDial {
             far_ends: sender,
             dialled: AtomicUsize::new(0),
+            mark: AtomicU32::new(0),
         };
         (StreamUpstream::with_patience(dial, patience), far_ends)
     }

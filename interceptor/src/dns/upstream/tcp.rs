@@ -26,4 +26,8 @@ impl Dial for TcpDial {
     async fn dial(&self) -> io::Result<TcpStream> {
         self.bypass.tcp(self.remote).await
     }
+
+    fn mark(&self) -> u32 {
+        self.bypass.mark()
+    }
 }

@@ -216,6 +216,10 @@ impl Dial for TlsDial {
         }
         Ok(stream)
     }
+
+    fn mark(&self) -> u32 {
+        self.bypass.mark()
+    }
 }
 
 /// ALPN of DNS over TLS (RFC 7858 §7.1 as IANA registers it).
