@@ -67,7 +67,7 @@ pub(super) async fn serve(shared: &Shared, client: IpAddr, stream: BoxStream) {
                     framing::put(&mut outbound, &shared.finish(answer, MAX_MESSAGE));
                 }
                 Admitted::Later(query, permit) => {
-                    in_flight.push(answer(shared, query, active, permit));
+                    in_flight.push(answer(shared, query, permit));
                 }
                 Admitted::Never => {}
             }
@@ -154,12 +154,9 @@ fn admit(shared: &Shared, client: IpAddr, message: &[u8]) -> Admitted {
     }
 }
 
-async fn answer(
-    shared: &Shared,
-    query: Query<'static>,
-    arrived: Instant,
-    permit: Permit,
-) -> Answer {
+async fn answer(shared: &Shared, query: Query<'static>, permit: Permit) -> Answer {
+    // Its time runs from when it is looked at: a client that does not take its replies holds it up itself.
+    let arrived = Instant::now();
     let answer = shared.answer(&query, Transport::Tcp, arrived).await;
     drop(permit);
     answer

@@ -23,6 +23,9 @@ pub const TYPE_AXFR: u16 = 252;
 /// Records of a query that are looked at; one of IXFR, OPT and a signature is what clients send.
 const MAX_RECORDS: u32 = 16;
 
+/// The longest query in octets that is looked at; what clients send has a few hundred.
+const MAX_QUERY_LEN: usize = 4096;
+
 /// Options that the answer does not depend on: NSID, DAU, DHU and N3U, COOKIE, TCP-KEEPALIVE, PADDING, KEY-TAG and the
 /// extended error (RFC 5001, 6975, 7873, 7828, 7830, 8145, 8914).
 const INDIFFERENT_OPTIONS: [u16; 9] = [3, 5, 6, 7, 10, 11, 12, 14, 15];
@@ -46,7 +49,8 @@ impl<'a> Query<'a> {
             return Err(Rejection::Ignored(Ignored::Response));
         }
         let records: u32 = header.records.into_iter().map(u32::from).sum();
-        let is_overlong = header.questions > 1 || records > MAX_RECORDS;
+        let is_overlong =
+            header.questions > 1 || records > MAX_RECORDS || wire.len() > MAX_QUERY_LEN;
         let Scan {
             question,
             opt,
@@ -71,7 +75,10 @@ impl<'a> Query<'a> {
             return refuse(Rcode::FORMERR, "a query has one question (RFC 9619)");
         }
         if is_overlong {
-            return refuse(Rcode::FORMERR, "a query has few records");
+            return refuse(
+                Rcode::FORMERR,
+                "a query has few records and at most 4096 octets",
+            );
         }
         if let Some(error) = error {
             return refuse(Rcode::FORMERR, describe(error));
@@ -349,6 +356,17 @@ mod tests {
 
     use super::*;
     use crate::dns::testing;
+
+    #[test]
+    fn a_query_longer_than_any_client_sends_is_refused() {
+        let mut query = testing::query("long.example.", "A");
+        query.resize(MAX_QUERY_LEN + 1, 0);
+        let Err(Rejection::Refused(refusal)) = Query::parse(&query) else {
+            panic!("it was not refused");
+        };
+        assert_eq!(refusal.rcode(), Rcode::FORMERR);
+        assert!(refusal.reply(&query).len() < 512);
+    }
 
     #[test]
     fn a_message_shorter_than_a_header_is_ignored() {
