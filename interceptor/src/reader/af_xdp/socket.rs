@@ -23,6 +23,9 @@ pub(super) const LONGEST: u16 = FRAME as u16 - 256 - ETHERNET_HEADER as u16;
 /// Frames to receive into: as many packets can wait for us.
 const INBOUND: u32 = 2048;
 
+/// Places in the fill ring, twice the frames: the kernel hands a frame over a moment before it gives up its place.
+const FILL: u32 = 2 * INBOUND;
+
 /// Frames to send from.
 const OUTBOUND: u32 = 1024;
 
@@ -89,7 +92,7 @@ pub(super) fn bind(interface: u32, queue: u32) -> Result<(Inbound, Outbound), So
         .map_err(set_up("its memory"))?;
     register(&fd, &frames).map_err(set_up("its memory; is RLIMIT_MEMLOCK too low?"))?;
     for (ring, size) in [
-        (libc::XDP_UMEM_FILL_RING, INBOUND),
+        (libc::XDP_UMEM_FILL_RING, FILL),
         (libc::XDP_RX_RING, INBOUND),
         (libc::XDP_UMEM_COMPLETION_RING, OUTBOUND),
         (libc::XDP_TX_RING, OUTBOUND),
@@ -339,7 +342,7 @@ fn layouts(fd: &OwnedFd) -> io::Result<Layouts> {
     Ok(Layouts {
         received: layout(&offsets.rx, INBOUND),
         send: layout(&offsets.tx, OUTBOUND),
-        fill: layout(&offsets.fr, INBOUND),
+        fill: layout(&offsets.fr, FILL),
         completed: layout(&offsets.cr, OUTBOUND),
     })
 }
