@@ -362,7 +362,7 @@ fn many_queries_share_one_connection_and_are_padded() -> Result<()> {
     for number in 0..30 {
         let name = format!("{}.example.test", "x".repeat(1 + number * 2));
         stage.lab.dig(&format!("@10.30.30.30 {name}"))?;
-        stage.lab.dig(&format!("+noedns @10.30.30.30 {name}"))?;
+        stage.lab.dig(&format!("+noedns @10.30.30.30 y{name}"))?;
     }
 
     let seen = server.seen();

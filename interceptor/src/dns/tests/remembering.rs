@@ -266,6 +266,7 @@ async fn clients_that_another_has_answered_make_a_name_one_in_use() {
     let (server, clock) = remembering_for(&upstream, Some(sink.clone()), |_| {});
     let question = query("www.example.", "A");
     tokio::join!(ask(&server, &question), upstream.answer_once(1));
+    ask(&server, &question).await;
     let key = sink.offered.lock().unwrap()[0].clone();
     clock.advance(TTL - 5);
     server.credit(&key, 7);
@@ -274,15 +275,16 @@ async fn clients_that_another_has_answered_make_a_name_one_in_use() {
 }
 
 #[tokio::test]
-async fn what_is_remembered_is_offered_to_others_until_a_flush() {
+async fn what_is_asked_for_again_is_offered_to_others_until_a_flush() {
     let upstream = FakeUpstream::bind().await;
     let sink = Arc::new(Sink::default());
     let (server, _clock) = remembering_for(&upstream, Some(sink.clone()), |_| {});
     let question = query("WWW.example.", "A");
     tokio::join!(ask(&server, &question), upstream.answer_once(1));
+    assert!(sink.offered.lock().unwrap().is_empty());
     ask(&server, &question).await;
     let offered = sink.offered.lock().unwrap().clone();
-    assert_eq!(offered.len(), 2);
+    assert_eq!(offered.len(), 1);
     assert!(offered[0].starts_with(b"\x03www\x07example\0"));
     assert_eq!(server.flush(&Scope::All), 1);
     assert_eq!(sink.forgotten.load(Ordering::Relaxed), 1);
