@@ -209,16 +209,7 @@ fn certificates_are_checked_over_https_as_they_are_over_tls() -> Result<()> {
 
 #[test]
 fn an_https_server_that_was_restarted_is_asked_again() -> Result<()> {
-    let mut stage = Stage::with_server(ServerSoftware::Dnsdist)?;
-    let _daemon = stage.daemon(&[&stage.url("https", ""), "--deadline", "2s"])?;
-    stage.assert_answered("+notcp")?;
-
-    stage.server_mut()?.stop();
-    let reply = stage.lab.dig("@10.30.30.30 mail.example.test MX")?;
-    assert!(reply.contains("status: SERVFAIL"), "{reply}");
-    stage.server_mut()?.restart()?;
-
-    stage.assert_answered("+notcp")
+    asked_again_after_a_restart(ServerSoftware::Dnsdist, "https")
 }
 
 #[test]
@@ -425,16 +416,7 @@ fn a_connection_cut_in_the_middle_of_a_query_is_replaced_and_its_session_resumed
 
 #[test]
 fn a_server_that_was_restarted_is_asked_again() -> Result<()> {
-    let mut stage = Stage::with_server(ServerSoftware::Unbound)?;
-    let _daemon = stage.daemon(&[&stage.url("tls", ""), "--deadline", "2s"])?;
-    stage.assert_answered("+notcp")?;
-
-    stage.server_mut()?.stop();
-    let reply = stage.lab.dig("@10.30.30.30 mail.example.test MX")?;
-    assert!(reply.contains("status: SERVFAIL"), "{reply}");
-    stage.server_mut()?.restart()?;
-
-    stage.assert_answered("+notcp")
+    asked_again_after_a_restart(ServerSoftware::Unbound, "tls")
 }
 
 #[test]
@@ -701,4 +683,17 @@ fn answer(query: &[u8]) -> Deed {
 
 fn is_about(query: &[u8], label: &str) -> bool {
     dns::parse(query).is_ok_and(|query| dns::question_name(&query).starts_with(label))
+}
+
+fn asked_again_after_a_restart(software: ServerSoftware, scheme: &str) -> Result<()> {
+    let mut stage = Stage::with_server(software)?;
+    let _daemon = stage.daemon(&[&stage.url(scheme, ""), "--deadline", "2s"])?;
+    stage.assert_answered("+notcp")?;
+
+    stage.server_mut()?.stop();
+    let reply = stage.lab.dig("@10.30.30.30 mail.example.test MX")?;
+    assert!(reply.contains("status: SERVFAIL"), "{reply}");
+    stage.server_mut()?.restart()?;
+
+    stage.assert_answered("+notcp")
 }
