@@ -3,6 +3,7 @@
 //! Sockets are opened in the network namespace of the calling thread and stay in it.
 
 pub mod addresses;
+pub(crate) mod batch;
 pub mod links;
 pub mod lock;
 pub mod namespace;

@@ -2,8 +2,9 @@
 //!
 //! An attacker who forges a reply must hit the port and the ID of a query in flight (RFC 5452 §4). A socket of its own
 //! for every query would make that as hard as can be, at the price of four system calls. Here up to [`SOCKETS_MAX`]
-//! sockets are in use at a time, each on a random port that the kernel chose; a query takes one of them at random, and
-//! an ID that is random and unlike those in flight beside it. What differs from a socket of its own is bounded:
+//! sockets are in use at a time, each on a random port that the kernel chose; queries that come together, up to
+//! [`BURST_MAX`], take one of them at random and leave it in one system call, each with an ID that is random and unlike
+//! those in flight beside it. What differs from a socket of its own is bounded:
 //! - a port is used for [`QUERIES_MAX`] queries at most and given none after [`LIFETIME`], so whoever finds it out
 //!   learns little, for a short time;
 //! - as long as fewer sockets than that are in use, as at the pace of people, every query gets a new one;
@@ -30,12 +31,16 @@ use crate::dns::counters::Counter;
 use crate::dns::query::Request;
 use crate::dns::reply::Reply;
 use crate::dns::wire::Header;
+use crate::net::batch::{self, Buffers};
 
 /// Sockets that take queries at a time.
 const SOCKETS_MAX: usize = 16;
 
 /// Queries that one socket is given in its life.
 const QUERIES_MAX: usize = 64;
+
+/// Queries that wait to be sent together.
+const BURST_MAX: usize = 16;
 
 /// How long a socket is given queries.
 const LIFETIME: Duration = Duration::from_secs(2);
@@ -47,8 +52,16 @@ const MAX_REPLY: usize = 4096;
 pub(super) struct UdpUpstream {
     remote: SocketAddr,
     bypass: Bypass,
-    /// Sockets that take queries, and some that have ceased to; their keepers hold them open, not this.
-    lanes: Mutex<Vec<Weak<Lane>>>,
+    lanes: Mutex<Lanes>,
+    buffers: Arc<Mutex<Buffers>>,
+}
+
+/// Sockets that take queries, and some that have ceased to; their keepers hold them open, not this.
+#[derive(Default)]
+struct Lanes {
+    all: Vec<Weak<Lane>>,
+    /// The one that was given the last query.
+    latest: Weak<Lane>,
 }
 
 impl UdpUpstream {
@@ -57,6 +70,7 @@ impl UdpUpstream {
             remote,
             bypass,
             lanes: Mutex::default(),
+            buffers: Arc::new(Mutex::new(Buffers::new(MAX_REPLY))),
         }
     }
 
@@ -69,15 +83,15 @@ impl UdpUpstream {
         ignored: &Arc<Counter>,
     ) -> io::Result<Reply> {
         let exchange = self.begin(request, ignored).await?;
-        match exchange.send(request).await {
-            Ok(()) => exchange.await,
+        let is_shared = exchange.is_shared;
+        match exchange.await {
+            Ok(reply) => Ok(reply),
             // What the kernel reports when something is sent is the fate of what was sent before.
-            Err(_) if exchange.is_shared => {
+            Err(lost) if is_shared && !lost.was_sent => {
                 let exchange = Box::pin(self.begin_alone(request, ignored)).await?;
-                exchange.send(request).await?;
-                exchange.await
+                exchange.await.map_err(|lost| lost.error)
             }
-            Err(error) => Err(error),
+            Err(lost) => Err(lost.error),
         }
     }
 
@@ -101,14 +115,23 @@ impl UdpUpstream {
     fn begin_shared(&self, request: &Request, enough: usize) -> Option<Exchange> {
         let (mark, now) = (self.bypass.mark(), Instant::now());
         let mut lanes = self.lanes();
-        while lanes.len() >= enough {
-            let chosen = rand::rng().random_range(0..lanes.len());
-            let lane = lanes.get(chosen)?.upgrade();
+        if lanes.all.len() < enough {
+            return None;
+        }
+        let latest = lanes.latest.upgrade();
+        let joined = latest.filter(|lane| lane.has_a_burst_to_join());
+        if let Some(exchange) = joined.and_then(|lane| lane.begin(request, mark, now)) {
+            return Some(exchange);
+        }
+        while lanes.all.len() >= enough {
+            let chosen = rand::rng().random_range(0..lanes.all.len());
+            let lane = lanes.all.get(chosen)?.upgrade();
             let begun = lane.and_then(|lane| lane.begin(request, mark, now));
-            if begun.is_some() {
-                return begun;
+            if let Some(exchange) = begun {
+                lanes.latest = Arc::downgrade(&exchange.lane);
+                return Some(exchange);
             }
-            lanes.swap_remove(chosen);
+            lanes.all.swap_remove(chosen);
         }
         None
     }
@@ -122,12 +145,12 @@ impl UdpUpstream {
         let exchange = lane
             .begin(request, mark, opened)
             .ok_or(io::ErrorKind::ConnectionAborted)?;
-        self.lanes().push(Arc::downgrade(&lane));
-        tokio::spawn(lane.keep(Arc::clone(ignored)));
+        self.lanes().all.push(Arc::downgrade(&lane));
+        tokio::spawn(lane.keep(Arc::clone(ignored), Arc::clone(&self.buffers)));
         Ok(exchange)
     }
 
-    fn lanes(&self) -> MutexGuard<'_, Vec<Weak<Lane>>> {
+    fn lanes(&self) -> MutexGuard<'_, Lanes> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -139,13 +162,15 @@ struct Lane {
     mark: u32,
     opened: Instant,
     state: Mutex<LaneState>,
-    /// Told when a lane that takes no more queries has none left.
-    done: Notify,
+    /// Tells the keeper that there is something to send, or that a lane that takes no more queries has none left.
+    attention: Notify,
 }
 
 #[derive(Default)]
 struct LaneState {
     waiting: Vec<Waiting>,
+    /// Messages that are still to be sent, with their IDs.
+    unsent: Vec<Message>,
     /// Queries it was ever given.
     given: usize,
     /// It takes no more.
@@ -156,8 +181,21 @@ struct LaneState {
 struct Waiting {
     id: u16,
     request: Request,
-    outcome: Option<io::Result<Reply>>,
+    outcome: Option<Result<Reply, Lost>>,
     waker: Option<Waker>,
+}
+
+/// A query's message as it is sent.
+struct Message {
+    id: u16,
+    octets: Vec<u8>,
+}
+
+/// Why a query has no reply.
+#[derive(Debug)]
+struct Lost {
+    error: io::Error,
+    was_sent: bool,
 }
 
 impl Lane {
@@ -167,11 +205,17 @@ impl Lane {
             mark,
             opened,
             state: Mutex::default(),
-            done: Notify::new(),
+            attention: Notify::new(),
         }
     }
 
-    /// Gives a query its ID, unless the lane takes no more queries or has another mark than `mark`.
+    /// Whether queries wait to be sent that another one could be sent with.
+    fn has_a_burst_to_join(&self) -> bool {
+        (1..BURST_MAX).contains(&self.state().unsent.len())
+    }
+
+    /// Gives a query its ID and has the keeper send it, unless the lane takes no more queries or has another mark than
+    /// `mark`.
     fn begin(self: &Arc<Self>, request: &Request, mark: u32, now: Instant) -> Option<Exchange> {
         let mut state = self.state();
         if self.mark != mark || now >= self.opened + LIFETIME {
@@ -187,6 +231,13 @@ impl Lane {
             outcome: None,
             waker: None,
         });
+        state.unsent.push(Message {
+            id,
+            octets: request.with_id(id),
+        });
+        if state.unsent.len() == 1 {
+            self.attention.notify_one();
+        }
         let is_shared = state.given > 0;
         state.given += 1;
         state.retired = state.given >= QUERIES_MAX;
@@ -197,15 +248,19 @@ impl Lane {
         })
     }
 
-    /// Reads replies until the lane takes no more queries and none waits.
-    async fn keep(self: Arc<Self>, ignored: Arc<Counter>) {
+    /// Sends queries and reads replies until the lane takes no more queries and none waits.
+    async fn keep(self: Arc<Self>, ignored: Arc<Counter>, buffers: Arc<Mutex<Buffers>>) {
         let mut retirement = pin!(sleep_until(self.opened + LIFETIME));
-        let mut buffer = [0; MAX_REPLY];
         while !self.state().is_done() {
+            let is_full = self.flush();
+            let mut interest = Interest::READABLE | Interest::ERROR;
+            if is_full {
+                interest |= Interest::WRITABLE;
+            }
             tokio::select! {
-                ready = self.socket.ready(Interest::READABLE | Interest::ERROR) => {
+                ready = self.socket.ready(interest) => {
                     let mut failure = ready.as_ref().err().map(copy);
-                    if let Some(error) = self.receive(&mut buffer, &ignored) {
+                    if let Some(error) = self.receive(&buffers, &ignored) {
                         failure = Some(error);
                     }
                     if ready.is_ok_and(tokio::io::Ready::is_error) {
@@ -215,18 +270,58 @@ impl Lane {
                         self.fail(&error);
                     }
                 }
-                () = self.done.notified() => {}
+                () = self.attention.notified() => {}
                 () = &mut retirement, if !self.state().retired => self.state().retired = true,
             }
         }
     }
 
-    /// Reads what has arrived, and gives the error that the kernel reports before it.
-    fn receive(&self, buffer: &mut [u8], ignored: &Counter) -> Option<io::Error> {
-        let mut failure = None;
+    /// Sends what waits to be sent; tells whether the socket cannot take all of it now.
+    fn flush(&self) -> bool {
         loop {
-            match self.socket.try_recv(buffer) {
-                Ok(length) => self.deliver(buffer.get(..length).unwrap_or_default(), ignored),
+            let mut state = self.state();
+            if state.unsent.is_empty() {
+                return false;
+            }
+            let sent = match &*state.unsent {
+                [message] => self.socket.try_send(&message.octets).map(|_| 1),
+                messages => self
+                    .socket
+                    .try_io(Interest::WRITABLE, || batch::send(&*self.socket, messages)),
+            };
+            match sent {
+                Ok(count) => drop(state.unsent.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                // A message that is too long is nobody else's fate.
+                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                    let message = state.unsent.remove(0);
+                    state.lose(message.id, error);
+                }
+                Err(error) => {
+                    drop(state);
+                    self.fail(&error);
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Reads what has arrived, and gives the error that the kernel reports before it.
+    fn receive(&self, buffers: &Mutex<Buffers>, ignored: &Counter) -> Option<io::Error> {
+        let mut failure = None;
+        let mut buffers = buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let received = self.socket.try_io(Interest::READABLE, || {
+                let take = |message: &[u8]| self.deliver(message, ignored);
+                if buffers.receive(&*self.socket, take)? {
+                    Ok(())
+                } else {
+                    // There was room for more: what comes from here on is told anew.
+                    Err(io::ErrorKind::WouldBlock.into())
+                }
+            });
+            match received {
+                Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return failure,
                 // One error, and then what had arrived before it; more of them are more of the same.
                 Err(error) => {
@@ -262,10 +357,13 @@ impl Lane {
     /// Ends all queries that wait; the lane takes no others.
     fn fail(&self, error: &io::Error) {
         let mut state = self.state();
+        let unsent = std::mem::take(&mut state.unsent);
         self.retire(&mut state);
         for waiting in &mut state.waiting {
             if waiting.outcome.is_none() {
-                waiting.end(Err(copy(error)));
+                let was_sent = unsent.iter().all(|message| message.id != waiting.id);
+                let error = copy(error);
+                waiting.end(Err(Lost { error, was_sent }));
             }
         }
     }
@@ -273,7 +371,7 @@ impl Lane {
     fn retire(&self, state: &mut LaneState) {
         state.retired = true;
         if state.is_done() {
-            self.done.notify_one();
+            self.attention.notify_one();
         }
     }
 
@@ -285,6 +383,16 @@ impl Lane {
 impl LaneState {
     fn is_done(&self) -> bool {
         self.retired && self.waiting.is_empty()
+    }
+
+    /// Ends the query with `id`, whose message could not be sent.
+    fn lose(&mut self, id: u16, error: io::Error) {
+        let waiting = self.waiting.iter_mut().find(|waiting| waiting.id == id);
+        if let Some(waiting) = waiting {
+            // As if it were on its way: on another socket it would be no shorter.
+            let was_sent = true;
+            waiting.end(Err(Lost { error, was_sent }));
+        }
     }
 
     /// An ID that no query in flight here has.
@@ -299,7 +407,7 @@ impl LaneState {
 }
 
 impl Waiting {
-    fn end(&mut self, outcome: io::Result<Reply>) {
+    fn end(&mut self, outcome: Result<Reply, Lost>) {
         self.outcome = Some(outcome);
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -315,26 +423,8 @@ struct Exchange {
     is_shared: bool,
 }
 
-impl Exchange {
-    async fn send(&self, request: &Request) -> io::Result<()> {
-        let message = request.with_id(self.id);
-        let sent = match self.lane.socket.try_send(&message) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.lane.socket.send(&message).await
-            }
-            sent => sent,
-        };
-        sent.map(drop).inspect_err(|error| {
-            // A message that is too long is nobody else's fate.
-            if error.raw_os_error() != Some(libc::EMSGSIZE) {
-                self.lane.fail(error);
-            }
-        })
-    }
-}
-
 impl Future for Exchange {
-    type Output = io::Result<Reply>;
+    type Output = Result<Reply, Lost>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.lane.state();
@@ -343,7 +433,9 @@ impl Future for Exchange {
             .iter_mut()
             .find(|waiting| waiting.id == self.id);
         let Some(waiting) = waiting else {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            let error = io::ErrorKind::ConnectionAborted.into();
+            let was_sent = true;
+            return Poll::Ready(Err(Lost { error, was_sent }));
         };
         if let Some(outcome) = waiting.outcome.take() {
             return Poll::Ready(outcome);
@@ -366,8 +458,9 @@ impl Drop for Exchange {
         {
             state.waiting.swap_remove(place);
         }
+        state.unsent.retain(|message| message.id != self.id);
         if state.is_done() {
-            self.lane.done.notify_one();
+            self.lane.attention.notify_one();
         }
     }
 }
@@ -381,6 +474,12 @@ fn pending_error(socket: &UdpSocket) -> Option<io::Error> {
     pending
         .err()
         .filter(|error| error.kind() != io::ErrorKind::WouldBlock)
+}
+
+impl AsRef<[u8]> for Message {
+    fn as_ref(&self) -> &[u8] {
+        &self.octets
+    }
 }
 
 /// The same error for one more query.
@@ -459,6 +558,41 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn queries_that_come_together_leave_from_few_ports() {
+        const QUERIES: usize = 4 * BURST_MAX;
+        let far_end = far_end().await;
+        let upstream = upstream(&far_end);
+        let (ignored, request) = (Arc::default(), request("burst.example."));
+        // Sockets there are; from here on they are shared.
+        for _ in 0..SOCKETS_MAX {
+            drop(upstream.begin_alone(&request, &ignored).await.unwrap());
+        }
+        let exchanges: Vec<_> = (0..QUERIES)
+            .map(|_| upstream.begin_shared(&request, SOCKETS_MAX).unwrap())
+            .collect();
+        let lanes: HashSet<_> = exchanges.iter().map(|it| Arc::as_ptr(&it.lane)).collect();
+        assert!(lanes.len() <= QUERIES / BURST_MAX);
+
+        let script = async {
+            for _ in 0..QUERIES {
+                let (query, client) = receive(&far_end).await;
+                answer(&far_end, &query, client).await;
+            }
+        };
+        let (replies, ()) = tokio::join!(join_all(exchanges), script);
+        assert!(replies.iter().all(Result::is_ok));
+    }
+
+    #[tokio::test]
+    async fn a_query_that_is_given_up_before_it_is_sent_is_not_sent() {
+        let far_end = far_end().await;
+        let lane = lane(far_end.local_addr().unwrap()).await;
+        let (one, _other) = (begin(&lane).unwrap(), begin(&lane).unwrap());
+        drop(one);
+        assert_eq!(lane.state().unsent.len(), 1);
+    }
+
+    #[tokio::test]
     async fn a_query_that_is_given_up_leaves_its_place() {
         let far_end = far_end().await;
         let lane = lane(far_end.local_addr().unwrap()).await;
@@ -472,13 +606,12 @@ mod tests {
     async fn a_socket_of_another_mark_takes_no_more_queries_and_closes_with_its_last_one() {
         let far_end = far_end().await;
         let lane = lane(far_end.local_addr().unwrap()).await;
-        let keeper = tokio::spawn(Arc::clone(&lane).keep(Arc::default()));
+        let keeper = tokio::spawn(Arc::clone(&lane).keep(Arc::default(), buffers()));
         let request = request("lane.example.");
         let last = begin(&lane).unwrap();
         assert!(lane.begin(&request, 7, lane.opened).is_none());
         assert!(lane.begin(&request, 0, lane.opened).is_none());
 
-        last.send(&request).await.unwrap();
         let (query, client) = receive(&far_end).await;
         answer(&far_end, &query, client).await;
         last.await.unwrap();
@@ -492,7 +625,7 @@ mod tests {
         let request = request("closed.example.");
         let ignored = Arc::default();
         let exchange = upstream.begin_alone(&request, &ignored).await.unwrap();
-        let lane = upstream.lanes()[0].clone();
+        let lane = upstream.lanes().all[0].clone();
         exchange.lane.retire(&mut exchange.lane.state());
         drop(exchange);
         while lane.strong_count() > 0 {
@@ -508,15 +641,14 @@ mod tests {
         let just_before = lane.opened + LIFETIME - Duration::from_nanos(1);
         assert!(lane.begin(&request, 0, just_before).is_some());
         assert!(lane.begin(&request, 0, lane.opened + LIFETIME).is_none());
-        Arc::clone(&lane).keep(Arc::default()).await;
+        Arc::clone(&lane).keep(Arc::default(), buffers()).await;
     }
 
     #[tokio::test]
     async fn a_closed_port_ends_all_queries_on_the_socket() {
         let lane = lane(SocketAddr::from(([127, 0, 0, 1], 1))).await;
-        tokio::spawn(Arc::clone(&lane).keep(Arc::default()));
+        tokio::spawn(Arc::clone(&lane).keep(Arc::default(), buffers()));
         let (one, other) = (begin(&lane).unwrap(), begin(&lane).unwrap());
-        one.send(&request("one.example.")).await.unwrap();
         assert!(one.await.is_err());
         assert!(other.await.is_err());
         assert!(begin(&lane).is_none());
@@ -529,9 +661,12 @@ mod tests {
         let ignored = Arc::default();
         let broken = lane(SocketAddr::from(([127, 0, 0, 1], 1))).await;
         let before = begin(&broken).unwrap();
-        before.send(&request("before.example.")).await.unwrap();
+        broken.socket.writable().await.unwrap();
+        assert!(!broken.flush());
+        tokio::spawn(Arc::clone(&broken).keep(Arc::default(), buffers()));
         upstream
             .lanes()
+            .all
             .extend(std::iter::repeat_n(Arc::downgrade(&broken), SOCKETS_MAX));
 
         let request = request("after.example.");
@@ -555,6 +690,10 @@ mod tests {
     async fn lane(remote: SocketAddr) -> Arc<Lane> {
         let socket = Bypass::new(0, None).udp(remote).await.unwrap();
         Arc::new(Lane::new(socket, 0, Instant::now()))
+    }
+
+    fn buffers() -> Arc<Mutex<Buffers>> {
+        Arc::new(Mutex::new(Buffers::new(MAX_REPLY)))
     }
 
     fn begin(lane: &Arc<Lane>) -> Option<Exchange> {
