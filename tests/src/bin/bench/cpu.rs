@@ -34,15 +34,19 @@ pub(crate) fn of(pid: u32) -> Duration {
 pub(crate) fn inside(namespaces: &[&Namespace]) -> Result<Duration> {
     let mut all = Duration::ZERO;
     for namespace in namespaces {
-        let pids = namespace.run(&format!("ip netns pids {}", namespace.name()))?;
-        all += pids
-            .split_whitespace()
-            .filter_map(|pid| pid.parse().ok())
-            .filter(|pid| *pid != std::process::id())
+        all += processes_in(namespace)?
+            .into_iter()
             .map(of)
             .sum::<Duration>();
     }
     Ok(all)
+}
+
+/// The processes in a namespace, this one left out.
+pub(crate) fn processes_in(namespace: &Namespace) -> Result<Vec<u32>> {
+    let pids = namespace.run(&format!("ip netns pids {}", namespace.name()))?;
+    let pids = pids.split_whitespace().filter_map(|pid| pid.parse().ok());
+    Ok(pids.filter(|pid| *pid != std::process::id()).collect())
 }
 
 fn clock(clock: ClockId) -> Result<Duration> {

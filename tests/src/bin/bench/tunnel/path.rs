@@ -8,11 +8,17 @@ use lab::{Namespace, Tunnel, TunnelPlan, VethEnd, veth};
 use tun_rs::SyncDevice;
 
 use super::pump::{Pump, tun};
+use crate::pin::{self, Side};
 
 /// The client's address in the tunnel.
 pub(super) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 /// Where the far end listens.
 pub(super) const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, 1), 5201);
+
+/// Where the client's end of a tunnel runs, with what sends into it.
+pub(super) const NEAR: Side = Side::Subject;
+/// Where the far end runs, with what receives there.
+pub(super) const FAR: Side = Side::Load;
 
 /// A tunnel from `client` to `peer`.
 pub(super) struct Path {
@@ -40,8 +46,8 @@ impl Path {
             namespace.run("ip link set tun0 up")?;
         }
         let pumps = [
-            Pump::start(Arc::clone(&near), Arc::clone(&far)),
-            Pump::start(far, near),
+            Pump::start(Arc::clone(&near), Arc::clone(&far), Some(FAR)),
+            Pump::start(far, near, Some(NEAR)),
         ];
         Ok(Self {
             name: "bare TUN",
@@ -77,6 +83,8 @@ impl Path {
             routes: &[],
             fwmark: None,
         })?;
+        pin::processes_in(&client, NEAR)?;
+        pin::processes_in(&peer, FAR)?;
         Ok(Self {
             name: "WireGuard",
             client,
@@ -106,7 +114,7 @@ impl Filter {
     pub(super) fn before(path: &Path) -> Result<Self> {
         let client = Arc::clone(&path.client);
         let device = tun(&client, "filter0")?;
-        let pump = Pump::start(Arc::clone(&device), Arc::clone(&device));
+        let pump = Pump::start(Arc::clone(&device), Arc::clone(&device), None);
         let filter = Self {
             client,
             _pump: pump,

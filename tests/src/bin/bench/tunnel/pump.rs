@@ -11,6 +11,8 @@ use lab::Namespace;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
+use crate::pin::{Pinned, Side};
+
 /// The MTU of wg-quick's interfaces, in bytes.
 pub(super) const MTU: u16 = 1420;
 
@@ -30,11 +32,13 @@ pub(super) struct Pump {
 }
 
 impl Pump {
-    pub(super) fn start(from: Arc<SyncDevice>, to: Arc<SyncDevice>) -> Self {
+    /// Starts it on `side`, or wherever there is room.
+    pub(super) fn start(from: Arc<SyncDevice>, to: Arc<SyncDevice>, side: Option<Side>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let thread = thread::spawn({
             let stop = Arc::clone(&stop);
             move || {
+                let _pinned = side.map(Pinned::to);
                 if let Err(error) = carry(&from, &to, &stop) {
                     eprintln!("bench: carrying packets between TUN devices: {error}");
                 }

@@ -11,8 +11,9 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, sendmmsg};
 
 use crate::cpu;
+use crate::pin::Pinned;
 
-use super::path::{CLIENT, Path, SERVER};
+use super::path::{CLIENT, FAR, NEAR, Path, SERVER};
 
 /// What bulk TCP gave.
 #[derive(Clone, Copy, Debug)]
@@ -36,8 +37,14 @@ pub(super) fn bulk(path: &Path, time: Duration) -> Result<Bulk> {
     let stop = AtomicBool::new(false);
     let (received, stop) = (&received, &stop);
     thread::scope(|scope| {
-        let sending = scope.spawn(move || send_bulk(near, stop));
-        let receiving = scope.spawn(move || receive_bulk(far, received));
+        let sending = scope.spawn(move || {
+            let _pinned = Pinned::to(NEAR)?;
+            send_bulk(near, stop)
+        });
+        let receiving = scope.spawn(move || {
+            let _pinned = Pinned::to(FAR)?;
+            receive_bulk(far, received)
+        });
         thread::sleep(WARM_UP);
         let measured = (|| {
             let before = (used(path)?, received.load(Ordering::Relaxed));
@@ -82,10 +89,15 @@ pub(super) fn datagrams(path: &Path, time: Duration) -> Result<Datagrams> {
     let arrivals = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        let counting = scope.spawn(|| count(&far_end, &arrivals, &stop));
+        let counting = scope.spawn(|| {
+            let _pinned = Pinned::to(FAR);
+            count(&far_end, &arrivals, &stop);
+        });
         // The first ones find out how to get there.
-        let outcome = send_datagrams(&sender, &arrivals, WARM_UP)
-            .and_then(|_| send_datagrams(&sender, &arrivals, time));
+        let outcome = Pinned::to(NEAR).and_then(|_pinned| {
+            send_datagrams(&sender, &arrivals, WARM_UP)?;
+            send_datagrams(&sender, &arrivals, time)
+        });
         stop.store(true, Ordering::Relaxed);
         counting
             .join()
