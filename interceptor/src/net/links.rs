@@ -1,6 +1,7 @@
 //! Links: the host's interfaces, and what becomes of them, as a stream of events without gaps.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::time::Duration;
 use std::{fmt, fs, io};
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, parse_string, parse_u32};
@@ -12,8 +13,18 @@ use nix::net::if_::if_nameindex;
 use rtnetlink::MulticastGroup;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use thiserror::Error;
+use tokio::time::{Instant, timeout_at};
 
 use super::socket::{End, Message, NetlinkSocket, attributes, is_overrun, nested};
+
+/// How long a listing may bring nothing before it is begun again on a new socket.
+///
+/// The kernel makes the next part of a listing while the one before it is read. A part that it had no memory for is
+/// reported as an overrun, and then nothing is left whose reading would have it go on (`netlink_dump()`).
+const LISTING_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How many listings the kernel may refuse one after the other.
+const REFUSALS: u32 = 5;
 
 /// One interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +78,10 @@ pub struct LinkWatch {
     socket: NetlinkSocket,
     /// The sequence number of the listing that is under way.
     listing: u32,
+    /// When that listing counts as lost.
+    overdue: Instant,
+    /// How many listings were refused since the last one that was not.
+    refusals: u32,
     table: LinkTable,
     events: VecDeque<LinkEvent>,
 }
@@ -84,8 +99,10 @@ impl LinkWatch {
     /// Begins to follow, and gives the interfaces there are; what happens after that comes from [`next`](Self::next).
     pub async fn start() -> io::Result<(Vec<Link>, Self)> {
         let mut watch = Self {
-            socket: NetlinkSocket::open(NETLINK_ROUTE, &[MulticastGroup::Link])?,
+            socket: subscribe()?,
             listing: 0,
+            overdue: Instant::now(),
+            refusals: 0,
             table: LinkTable::default(),
             events: VecDeque::new(),
         };
@@ -113,8 +130,20 @@ impl LinkWatch {
         if self.table.wants_listing() {
             self.listing = self.socket.send(list_request(), NLM_F_DUMP).await?;
             self.table.begin_listing();
+            self.be_patient();
         }
-        let datagram = match self.socket.receive().await {
+        let received = if self.table.is_complete() {
+            self.socket.receive().await
+        } else {
+            let Ok(received) = timeout_at(self.overdue, self.socket.receive()).await else {
+                tracing::debug!(
+                    "the listing of the interfaces has stopped half-way; beginning it again"
+                );
+                return self.start_over();
+            };
+            received
+        };
+        let datagram = match received {
             Ok(datagram) => datagram,
             Err(error) if is_overrun(&error) => {
                 tracing::debug!("link announcements were lost; listing the interfaces again");
@@ -124,11 +153,42 @@ impl LinkWatch {
             Err(error) => return Err(error),
         };
         for message in datagram.messages() {
-            if let Some(notice) = notice(&message, self.listing)? {
-                self.table.apply(notice, &mut self.events);
+            let listed = self.socket.is_reply(&message, self.listing);
+            match notice(&message, listed) {
+                Ok(Some(notice)) => self.table.apply(notice, &mut self.events),
+                Ok(None) => {}
+                Err(error) => self.refused(error)?,
+            }
+            if listed {
+                self.be_patient();
             }
         }
+        if self.table.is_complete() {
+            self.refusals = 0;
+        }
         Ok(())
+    }
+
+    /// Forgets the listing that is under way: the next one is asked for on a socket of its own, because this one takes no
+    /// other request of the kind until it is through with the last (`EBUSY`).
+    fn start_over(&mut self) -> io::Result<()> {
+        self.socket = subscribe()?;
+        self.table.give_up_listing();
+        Ok(())
+    }
+
+    /// Takes note that the kernel has refused a listing; the next one is tried when this one is overdue.
+    fn refused(&mut self, error: io::Error) -> io::Result<()> {
+        self.refusals += 1;
+        if self.refusals >= REFUSALS {
+            return Err(error);
+        }
+        tracing::debug!(%error, "the interfaces cannot be listed; trying again");
+        Ok(())
+    }
+
+    fn be_patient(&mut self) {
+        self.overdue = Instant::now() + LISTING_PATIENCE;
     }
 }
 
@@ -279,6 +339,10 @@ impl LinkTable {
         };
     }
 
+    fn give_up_listing(&mut self) {
+        self.state = TableState::Stale;
+    }
+
     fn apply(&mut self, notice: Notice, events: &mut VecDeque<LinkEvent>) {
         match &mut self.state {
             TableState::Listing {
@@ -347,6 +411,10 @@ impl LinkTable {
     }
 }
 
+fn subscribe() -> io::Result<NetlinkSocket> {
+    NetlinkSocket::open(NETLINK_ROUTE, &[MulticastGroup::Link])
+}
+
 fn list_request() -> RouteNetlinkMessage {
     let mut request = LinkMessage::default();
     request
@@ -355,9 +423,8 @@ fn list_request() -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetLink(request)
 }
 
-/// What `message` tells, where `listing` is the sequence number of the listing that was asked for.
-fn notice(message: &Message<'_>, listing: u32) -> io::Result<Option<Notice>> {
-    let listed = message.header.sequence_number == listing;
+/// What `message` tells, which may be part of the listing that was asked for; an error ends that.
+fn notice(message: &Message<'_>, listed: bool) -> io::Result<Option<Notice>> {
     let interrupted = message.header.flags & NLM_F_DUMP_INTR != 0;
     match message.end() {
         Some(End::Failed(error)) if listed => return Err(error),
@@ -440,10 +507,11 @@ fn link_layer(kind: LinkLayerType, mac: [u8; 6]) -> LinkLayer {
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_core::Emitable;
+    use netlink_packet_core::{Emitable, NLM_F_CREATE, NLM_F_EXCL};
     use netlink_packet_route::link::{InfoKind, LinkInfo};
 
     use super::*;
+    use crate::net::testing::{in_namespace, run};
 
     #[test]
     fn transmitted_packets_are_the_tenth_column() {
@@ -451,7 +519,6 @@ mod tests {
         assert_eq!(transmitted_in(table, "wg0"), Some(30));
         assert_eq!(transmitted_in(table, "wg"), None);
     }
-    use crate::net::testing::{in_namespace, run};
 
     #[test]
     fn the_first_listing_reports_every_link_at_its_end() {
@@ -790,6 +857,59 @@ mod tests {
                     LinkEvent::Changed { .. } => {}
                 }
             }
+        });
+    }
+
+    #[test]
+    fn another_programs_request_of_the_same_number_is_not_taken_for_part_of_the_listing() {
+        in_namespace(async || {
+            let (_, mut watch) = LinkWatch::start().await.expect("starting");
+            let mut other = NetlinkSocket::open(NETLINK_ROUTE, &[]).expect("a socket");
+            let mut bridge = message(0, "made", 1500);
+            let kind = LinkInfo::Kind(InfoKind::Bridge);
+            bridge.attributes.push(LinkAttribute::LinkInfo(vec![kind]));
+
+            let request = RouteNetlinkMessage::NewLink(bridge);
+            let sent = other.request(request, NLM_F_CREATE | NLM_F_EXCL).await;
+
+            sent.expect("making a bridge");
+            let appeared = until(&mut watch, |event| match event {
+                LinkEvent::Appeared(link) => Some(link.name),
+                _ => None,
+            });
+            assert_eq!(appeared.await, "made");
+        });
+    }
+
+    #[test]
+    fn a_listing_that_stops_half_way_is_begun_again() {
+        in_namespace(async || {
+            let (_, mut watch) = LinkWatch::start().await.expect("starting");
+            // As when the kernel had no memory for the rest of it: the end never comes.
+            watch.table.begin_listing();
+            watch.listing = 7;
+            run("ip link add made type bridge");
+
+            let appeared = until(&mut watch, |event| match event {
+                LinkEvent::Appeared(link) => Some(link.name),
+                _ => None,
+            });
+
+            assert_eq!(appeared.await, "made");
+            assert!(watch.table.is_complete());
+        });
+    }
+
+    #[test]
+    fn a_listing_that_is_refused_once_is_tried_again_and_one_that_always_is_fails() {
+        in_namespace(async || {
+            let (_, mut watch) = LinkWatch::start().await.expect("starting");
+            let refusal = || io::Error::from_raw_os_error(libc::EBUSY);
+
+            for _ in 1..REFUSALS {
+                assert!(watch.refused(refusal()).is_ok());
+            }
+            assert!(watch.refused(refusal()).is_err());
         });
     }
 

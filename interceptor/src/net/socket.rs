@@ -16,6 +16,8 @@ const KERNEL: u32 = 0;
 /// A netlink socket of one protocol.
 pub(super) struct NetlinkSocket {
     socket: TokioSocket,
+    /// Its own netlink port, which replies to its requests carry.
+    port: u32,
     sequence: u32,
 }
 
@@ -46,10 +48,21 @@ impl NetlinkSocket {
             .iter()
             .fold(0, |mask, group| mask | 1 << (*group as u32 - 1));
         socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
+        let mut address = SocketAddr::new(0, 0);
+        socket.socket_ref().get_address(&mut address)?;
         Ok(Self {
             socket,
+            port: address.port_number(),
             sequence: 0,
         })
+    }
+
+    /// Whether `message` replies to the request of this socket with that number.
+    ///
+    /// What another process's request has changed is announced with that request's number (Linux 6.2,
+    /// `rtnl_newlink_create()`), which may be the same; only the port tells them apart.
+    pub(super) fn is_reply(&self, message: &Message<'_>, sequence: u32) -> bool {
+        message.header.sequence_number == sequence && message.header.port_number == self.port
     }
 
     /// Sends one request and gives the sequence number that its replies carry.
@@ -98,7 +111,7 @@ impl NetlinkSocket {
         loop {
             let datagram = self.receive().await?;
             for message in datagram.messages() {
-                if message.header.sequence_number != sequence {
+                if !self.is_reply(&message, sequence) {
                     continue;
                 }
                 match message.end() {
