@@ -34,7 +34,7 @@ use crate::reader::{self, Device, Opened};
 use crate::{control, dns, netstack};
 use answers::KernelAnswers;
 use backend::DaemonBackend;
-use data_plane::DataPlane;
+use data_plane::{DataPlane, Pulse};
 use routing::Routing;
 use rulebook::Rulebook;
 use shared_kernel::SharedKernel;
@@ -125,6 +125,7 @@ struct Daemon {
     parts: Parts,
     links: LinkWatch,
     routes: RouteWatch,
+    pulse: Pulse,
     _data_plane: DataPlane,
 }
 
@@ -196,6 +197,7 @@ impl Daemon {
             parts,
             links,
             routes,
+            pulse: data_plane.pulse(),
             _data_plane: data_plane,
         })
     }
@@ -203,7 +205,8 @@ impl Daemon {
     /// Follows the host's changes until a signal.
     async fn follow(&mut self, signals: &mut Signals) -> Result<()> {
         let watchdog = sd_notify::watchdog_enabled();
-        let mut tick = time::interval(watchdog.map_or(TICK, |limit| TICK.min(limit / 2)));
+        // A tick tells of the one before it, and one may be late.
+        let mut tick = time::interval(watchdog.map_or(TICK, |limit| TICK.min(limit / 4)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut marks = time::interval(MARKS);
         loop {
@@ -236,7 +239,11 @@ impl Daemon {
                     tokio::spawn(async move { parts.adopt_mark().await });
                 }
                 _ = tick.tick() => {
-                    notify(&[NotifyState::Watchdog]);
+                    if self.pulse.beats() {
+                        notify(&[NotifyState::Watchdog]);
+                    } else {
+                        warn!("the data plane has done nothing since the last look at it");
+                    }
                     if self.parts.taps.lock().await.retry() {
                         self.review.notify_one();
                     }
