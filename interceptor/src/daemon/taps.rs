@@ -18,6 +18,8 @@ pub(super) struct Taps {
     config: Config,
     tunnels: Vec<Tunnel>,
     reader: Device,
+    /// By which other daemons know that the filters that lead to our reader device are not left over.
+    _reader_lock: Option<TapLock>,
     /// Whether virtual addresses are routed to the reader device as well.
     direct: bool,
     /// The way of replies that the kernel was told last.
@@ -57,6 +59,9 @@ impl Taps {
             tunnels: tunnels.collect(),
             config: config.clone(),
             reader: reader.clone(),
+            _reader_lock: TapLock::acquire(reader.index)
+                .inspect_err(|error| debug!("{error}"))
+                .ok(),
             direct: false,
             told: None,
         }
@@ -208,7 +213,7 @@ impl Taps {
         let Some(position) = self.position(|tunnel| tunnel.index() == Some(gone.index)) else {
             return false;
         };
-        self.kernel.with(|kernel| kernel.untap(gone.index));
+        self.kernel.with(|kernel| kernel.forget(gone.index));
         let tunnel = &mut self.tunnels[position];
         tunnel.state = State::Absent;
         info!(
@@ -237,9 +242,7 @@ impl Taps {
             Err(error) => return Err(error),
         };
         let tapped = self.kernel.with(|kernel| {
-            if lock.is_some() {
-                kernel.remove_leftovers(name, *index);
-            }
+            kernel.remove_leftovers(name, *index, TapLock::is_held);
             kernel.tap(name, *index, layer, self.config.attach)
         });
         let Some(attached) = tapped.transpose()? else {

@@ -5,10 +5,14 @@ use std::io;
 use anyhow::{Context as _, Result};
 use aya::programs::tc::{self, TcError};
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    Emitable as _, ErrorBuffer, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ALIGNTO, NLMSG_DONE,
+    NLMSG_ERROR, NLMSG_NOOP, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NlaBuffer, NlasIterator, Parseable as _, parse_string,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::tc::{TcHandle, TcMessage};
+use netlink_packet_route::tc::{TcHandle, TcHeader, TcMessage};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
 use tracing::warn;
@@ -37,6 +41,26 @@ const EGRESS: TcHandle = TcHandle {
     minor: 0xfff3,
 };
 
+/// `TCA_OPTIONS` of a filter.
+const OPTIONS: u16 = 2;
+
+/// `TCA_BPF_NAME` of a filter that runs a program.
+const PROGRAM_NAME: u16 = 7;
+
+/// How long the kernel may take to say what it has done; it does it before it takes the next request.
+const PATIENCE: TimeVal = TimeVal::new(5, 0);
+
+/// A filter that runs a BPF program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ProgramFilter {
+    /// The name it was given, which is the program's.
+    pub(super) name: String,
+    /// The number it was given.
+    pub(super) handle: u32,
+    /// Its priority in the upper half, its protocol in the lower.
+    info: u32,
+}
+
 /// Makes sure that the interface has the qdisc; true when it had none.
 pub(super) fn add(name: &str) -> Result<bool> {
     match tc::qdisc_add_clsact(name) {
@@ -59,12 +83,27 @@ pub(super) fn tidy(interface: u32) {
 
 /// How many messages the kernel describes the interface's egress filters with; none is no filter.
 pub(super) fn egress_filters(interface: u32) -> io::Result<usize> {
-    filters(interface, EGRESS)
+    filters(interface, EGRESS).map(|filters| filters.len())
+}
+
+/// Those of the interface's egress filters that run BPF programs; none where the interface is gone.
+pub(super) fn egress_programs(interface: u32) -> io::Result<Vec<ProgramFilter>> {
+    let filters = filters(interface, EGRESS)?;
+    Ok(filters.iter().filter_map(|it| parse_filter(it)).collect())
+}
+
+/// Removes one of the interface's egress filters, which may be gone already.
+pub(super) fn remove_egress(interface: u32, filter: &ProgramFilter) -> io::Result<()> {
+    let mut message = message(interface);
+    message.header.parent = EGRESS;
+    message.header.handle = filter.handle.into();
+    message.header.info = filter.info;
+    request(RouteNetlinkMessage::DelTrafficFilter(message), NLM_F_ACK).map(|_| ())
 }
 
 fn remove_unless_used(interface: u32) -> io::Result<()> {
     for hook in [INGRESS, EGRESS] {
-        if filters(interface, hook)? > 0 {
+        if !filters(interface, hook)?.is_empty() {
             return Ok(());
         }
     }
@@ -74,20 +113,39 @@ fn remove_unless_used(interface: u32) -> io::Result<()> {
     request(RouteNetlinkMessage::DelQueueDiscipline(message), NLM_F_ACK).map(|_| ())
 }
 
-fn filters(interface: u32, hook: TcHandle) -> io::Result<usize> {
+fn filters(interface: u32, hook: TcHandle) -> io::Result<Vec<Vec<u8>>> {
     let mut message = message(interface);
     message.header.parent = hook;
     request(RouteNetlinkMessage::GetTrafficFilter(message), NLM_F_DUMP)
+}
+
+/// Only what is needed is parsed: other people's filters may be laid out in any way.
+fn parse_filter(payload: &[u8]) -> Option<ProgramFilter> {
+    let header = TcHeader::parse(payload).ok()?;
+    let options = attribute(payload.get(header.buffer_len()..)?, OPTIONS)?;
+    let name = attribute(options.value(), PROGRAM_NAME)?;
+    Some(ProgramFilter {
+        name: parse_string(name.value()).ok()?,
+        handle: header.handle.into(),
+        info: header.info,
+    })
+}
+
+fn attribute(attributes: &[u8], kind: u16) -> Option<NlaBuffer<&[u8]>> {
+    NlasIterator::new(attributes)
+        .map_while(Result::ok)
+        .find(|attribute| attribute.kind() == kind)
 }
 
 fn message(interface: u32) -> TcMessage {
     TcMessage::with_index(interface.cast_signed())
 }
 
-/// Sends one request and counts the messages it is answered with; an interface or qdisc that does not exist answers
-/// with none.
-fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<usize> {
+/// Sends one request and gives the payloads it is answered with; an interface or qdisc that does not exist answers with
+/// none.
+fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<Vec<u8>>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &PATIENCE)?;
     socket.bind_auto()?;
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | flags;
@@ -97,27 +155,29 @@ fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<usize> {
     message.serialize(&mut bytes);
     socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
 
-    let mut answers = 0;
+    let mut answers = Vec::new();
     loop {
         let (datagram, _) = socket.recv_from_full()?;
         let mut rest = &datagram[..];
         while !rest.is_empty() {
             let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
-            let answer =
-                NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(invalid)?;
-            let length = (answer.header.length as usize).next_multiple_of(4);
+            let buffer = NetlinkBuffer::new_checked(rest).map_err(invalid)?;
+            let header = NetlinkHeader::parse(&buffer).map_err(invalid)?;
+            let payload = buffer.payload();
+            let length = (header.length as usize).next_multiple_of(NLMSG_ALIGNTO.into());
             rest = rest.get(length..).unwrap_or_default();
-            match answer.payload {
-                NetlinkPayload::InnerMessage(_) => answers += 1,
-                NetlinkPayload::Done(_) => return Ok(answers),
-                NetlinkPayload::Error(error) => {
-                    let error = error.to_io();
-                    return match error.raw_os_error() {
-                        None | Some(0 | libc::ENODEV | libc::ENOENT | libc::EINVAL) => Ok(answers),
-                        Some(_) => Err(error),
+            match header.message_type {
+                NLMSG_NOOP => {}
+                NLMSG_DONE => return Ok(answers),
+                NLMSG_ERROR => {
+                    let error = ErrorBuffer::new_checked(payload).map_err(invalid)?;
+                    let code = error.code().map_or(0, |code| code.get().saturating_abs());
+                    return match code {
+                        0 | libc::ENODEV | libc::ENOENT | libc::EINVAL => Ok(answers),
+                        _ => Err(io::Error::from_raw_os_error(code)),
                     };
                 }
-                _ => {}
+                _ => answers.push(payload.to_vec()),
             }
         }
     }

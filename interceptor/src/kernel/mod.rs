@@ -10,19 +10,21 @@ mod memory;
 mod plain;
 mod socket_program;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path;
 use std::sync::Arc;
 use std::time::Duration;
-use std::{fmt, fs};
+use std::{fmt, fs, io, mem};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions};
-use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, tc};
+use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use interceptor_ebpf::Reason;
 use interceptor_ebpf::flow::Path;
@@ -56,6 +58,8 @@ pub struct Kernel {
     answers: Arc<Answers>,
     taps: HashMap<u32, Tap>,
     return_tap: Option<Tap>,
+    /// The index of the interface that what rules take is sent to; 0 before it is known.
+    reader: u32,
     /// The object's file; none for the embedded one.
     object: Option<path::PathBuf>,
 }
@@ -172,6 +176,7 @@ impl Kernel {
             reasons: PerCpuArray::try_from(take_map(&mut ebpf, "REASONS")?)?,
             taps: HashMap::new(),
             return_tap: None,
+            reader: 0,
             object: object.map(path::Path::to_owned),
             ebpf,
         })
@@ -201,8 +206,15 @@ impl Kernel {
             self.object.as_deref(),
             Program::Egress(layer),
         )?;
-        let tap = Tap::attach(program, name, index, TcAttachType::Egress, mode)
-            .with_context(|| format!("{name}: cannot attach the classifier"))?;
+        let tap = Tap::attach(
+            program,
+            name,
+            index,
+            TcAttachType::Egress,
+            mode,
+            self.reader,
+        )
+        .with_context(|| format!("{name}: cannot attach the classifier"))?;
         if if_nametoindex(name) != Ok(index) {
             bail!("{name} was replaced by another interface of that name just now");
         }
@@ -211,23 +223,29 @@ impl Kernel {
         Ok(attached)
     }
 
-    /// Removes clsact filters of a daemon that was killed; the caller has made sure that none is alive on the interface.
-    pub fn remove_leftovers(&mut self, name: &str, index: u32) {
-        for layer in [LinkLayer::Ip, LinkLayer::Ethernet] {
-            let program = Program::Egress(layer).name();
-            if tc::qdisc_detach_program(name, TcAttachType::Egress, program).is_ok() {
-                warn!(
-                    interface = name,
-                    "removed the classifier of a daemon that was killed"
-                );
-                clsact::tidy(index);
-            }
+    /// Removes the clsact filters of daemons that were killed from the egress of an interface.
+    ///
+    /// A filter says which reader device it leads to, by the interface's index; `is_alive` tells whether a daemon holds
+    /// that one.
+    pub fn remove_leftovers(&mut self, name: &str, index: u32, is_alive: impl Fn(u32) -> bool) {
+        if let Err(error) = remove_leftovers(name, index, is_alive) {
+            warn!(
+                interface = name,
+                %error, "cannot look for classifiers of daemons that were killed"
+            );
         }
     }
 
     /// Takes the program off an interface, which may be gone already.
     pub fn untap(&mut self, index: u32) {
         self.taps.remove(&index);
+    }
+
+    /// Takes note that an interface is gone and its program with it, so that there is nothing to ask the kernel for.
+    pub fn forget(&mut self, index: u32) {
+        if let Some(tap) = self.taps.remove(&index) {
+            tap.forget();
+        }
     }
 
     /// Whether the interface is tapped.
@@ -248,7 +266,7 @@ impl Kernel {
             self.object.as_deref(),
             Program::Return(layer),
         )?;
-        let tap = Tap::attach(program, name, index, TcAttachType::Ingress, mode)
+        let tap = Tap::attach(program, name, index, TcAttachType::Ingress, mode, index)
             .with_context(|| format!("{name}: cannot attach the way back of replies"))?;
         self.return_tap = Some(tap);
         self.set_reader(index, layer)
@@ -256,6 +274,7 @@ impl Kernel {
 
     /// Sends what rules take to the interface with that index.
     pub fn set_reader(&mut self, index: u32, layer: LinkLayer) -> Result<()> {
+        self.reader = index;
         self.tables.configure(|control| {
             control.reader = index;
             control.ethernet = u16::from(layer == LinkLayer::Ethernet);
@@ -360,12 +379,14 @@ impl Kernel {
 }
 
 impl Tap {
+    /// `reader` is the device that the program leads to, 0 for none yet; a filter carries it as its handle.
     fn attach(
         program: &mut SchedClassifier,
         name: &str,
         interface: u32,
         kind: TcAttachType,
         mode: AttachMode,
+        reader: u32,
     ) -> Result<Self> {
         let mut tap = Self {
             interface,
@@ -391,10 +412,22 @@ impl Tap {
         }
         tap.attached = Attached::Clsact;
         tap.added_clsact = clsact::add(name)?;
-        let options = TcAttachOptions::Netlink(NlOptions::default());
+        let options = TcAttachOptions::Netlink(NlOptions {
+            handle: reader.into(),
+            ..NlOptions::default()
+        });
         let id = program.attach_with_options(name, kind, options)?;
         tap.link = Some(program.take_link(id)?);
         Ok(tap)
+    }
+
+    /// Lets go of it without asking the kernel for anything.
+    fn forget(mut self) {
+        self.added_clsact = false;
+        if self.attached == Attached::Clsact {
+            // A filter's link holds numbers and nothing else; dropping it would ask for the filter's removal.
+            mem::forget(self.link.take());
+        }
     }
 }
 
@@ -434,6 +467,27 @@ impl Program {
             Self::Empty => "icept_empty",
         }
     }
+}
+
+fn remove_leftovers(name: &str, index: u32, is_alive: impl Fn(u32) -> bool) -> io::Result<()> {
+    let ours = [LinkLayer::Ip, LinkLayer::Ethernet].map(|layer| Program::Egress(layer).name());
+    let filters = clsact::egress_programs(index)?;
+    let dead = filters
+        .iter()
+        .filter(|filter| ours.contains(&filter.name.as_str()) && !is_alive(filter.handle));
+    let mut removed = false;
+    for filter in dead {
+        clsact::remove_egress(index, filter)?;
+        removed = true;
+        warn!(
+            interface = name,
+            "removed the classifier of a daemon that was killed"
+        );
+    }
+    if removed {
+        clsact::tidy(index);
+    }
+    Ok(())
 }
 
 /// The program, loaded at its first use.

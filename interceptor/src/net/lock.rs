@@ -1,4 +1,5 @@
-//! One tap per interface: a lock that lives as long as the process that holds it, one set per network namespace.
+//! One holder per interface, be it a tunnel's tap or a reader device's owner: a lock that lives as long as the process
+//! that holds it, one set per network namespace.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -58,6 +59,11 @@ impl TapLock {
         Ok(Self {
             _listener: listener,
         })
+    }
+
+    /// Whether some process holds the lock of the interface with index `interface`, which may be gone.
+    pub fn is_held(interface: u32) -> bool {
+        matches!(Self::acquire(interface), Err(LockError::Held { .. }))
     }
 }
 
@@ -119,8 +125,12 @@ mod tests {
     #[test]
     fn a_lock_that_was_dropped_can_be_taken_again() {
         in_namespace(async || {
-            drop(TapLock::acquire(7).expect("the first lock"));
+            let first = TapLock::acquire(7).expect("the first lock");
+            assert!(TapLock::is_held(7));
 
+            drop(first);
+
+            assert!(!TapLock::is_held(7));
             assert!(TapLock::acquire(7).is_ok());
         });
     }

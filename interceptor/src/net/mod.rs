@@ -10,7 +10,7 @@ pub mod namespace;
 pub mod routes;
 mod socket;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod veth;
 pub mod wireguard;
 

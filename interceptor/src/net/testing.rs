@@ -1,4 +1,4 @@
-//! What the network's tests share: a namespace of their own, and commands in it.
+//! What tests on the network share: a namespace of their own, and commands in it.
 
 use std::future::Future;
 use std::process::Command;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, unshare};
 
 /// Runs `test` in a network namespace of its own, on a thread of its own, in bounded time.
-pub(super) fn in_namespace<F, Fut>(test: F)
+pub(crate) fn in_namespace<F, Fut>(test: F)
 where
     F: FnOnce() -> Fut + Send + 'static,
     Fut: Future<Output = ()>,
@@ -31,8 +31,8 @@ where
     }
 }
 
-/// Runs one command in the calling thread's namespace; it must succeed.
-pub(super) fn run(command: &str) {
+/// Runs one command in the calling thread's namespace and gives what it prints; it must succeed.
+pub(crate) fn run(command: &str) -> String {
     let mut words = command.split_whitespace();
     let program = words.next().expect("a program");
     let output = Command::new(program)
@@ -44,4 +44,5 @@ pub(super) fn run(command: &str) {
         "{command}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }

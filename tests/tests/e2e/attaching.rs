@@ -97,6 +97,32 @@ fn a_second_daemon_may_share_the_interface_when_told_so() -> Result<()> {
 }
 
 #[test]
+fn a_daemon_that_starts_again_leaves_the_filter_of_the_one_it_shares_with_alone() -> Result<()> {
+    let lab = Lab::client_with_tunnel()?;
+    let interface = lab.tunnel.client_interface();
+    let mut first = lab.daemon(&["--attach", "clsact"])?;
+    let other = lab.daemon(&["--attach", "clsact", "--share", "--address", "10.30.30.40"])?;
+    let asked_of_other = || lab.dig("+short @10.30.30.40 www.example.test");
+
+    first.kill()?;
+    first.start_again()?;
+    first.wait_attached(interface)?;
+
+    assert_answered(&lab)?;
+    assert_eq!(asked_of_other()?, "192.0.2.80\n");
+    assert!(other.matched("10.30.30.40")? > 0);
+    let filters = lab
+        .client
+        .run(&format!("tc filter show dev {interface} egress"))?;
+    assert_eq!(
+        filters.matches("handle 0x").count(),
+        2,
+        "that of the daemon that was killed is gone: {filters}"
+    );
+    Ok(())
+}
+
+#[test]
 fn a_second_daemon_on_the_same_control_socket_is_refused_clearly() -> Result<()> {
     let lab = Lab::client_with_tunnel()?;
     let first = lab.daemon(&[])?;
