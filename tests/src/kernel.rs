@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use crate::namespace::Namespace;
+
 /// Whether programs can be attached in this way here: TCX came with Linux 6.6. Says so where they cannot.
 pub fn can_attach(attach: &str) -> bool {
     if attach != "tcx" || release() >= (6, 6) {
@@ -9,6 +11,15 @@ pub fn can_attach(attach: &str) -> bool {
     }
     eprintln!("left out: this kernel has no TCX");
     false
+}
+
+/// Makes an interface as `ip link add NAME type KIND` does, where the kernel has its kind; says so where it has not.
+pub fn can_make(namespace: &Namespace, name: &str, kind: &str) -> bool {
+    let made = namespace.run(&format!("ip link add {name} type {kind}"));
+    if let Err(error) = &made {
+        eprintln!("left out: {error:#}");
+    }
+    made.is_ok()
 }
 
 /// The way of attaching that is chosen where none is given.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket};
 use std::path::Path;
@@ -25,6 +26,8 @@ use crate::wireguard;
 pub struct Namespace {
     name: String,
     handle: File,
+    /// What its commands do before they become the program that they are for, as a shell script; empty for nothing.
+    prelude: String,
 }
 
 impl Namespace {
@@ -46,13 +49,33 @@ impl Namespace {
                 return Err(error).with_context(|| format!("cannot open {}", path.display()));
             }
         };
-        let namespace = Self { name, handle };
+        let namespace = Self {
+            name,
+            handle,
+            prelude: String::new(),
+        };
         namespace.run("ip link set lo up")?;
         // Without duplicate address detection, addresses are usable at once.
         namespace.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
         namespace.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
         // Kernels differ in whether a new namespace inherits these from the host.
         namespace.reverse_path_filter("0")?;
+        Ok(namespace)
+    }
+
+    /// A fresh namespace whose commands see `own` files or folders where `ours` are for everybody else, of pairs
+    /// `(own, ours)`: a host with, say, a resolv.conf of its own.
+    pub fn with_own(role: &str, pairs: &[(&Path, &str)]) -> Result<Self> {
+        let mut namespace = Self::new(role)?;
+        for (own, ours) in pairs {
+            // Seen by one command and what it starts: `ip netns exec` has a mount namespace for each. Writing to a String
+            // cannot fail.
+            let _ = write!(
+                namespace.prelude,
+                "mount --bind '{}' '{ours}' && ",
+                own.display()
+            );
+        }
         Ok(namespace)
     }
 
@@ -64,7 +87,12 @@ impl Namespace {
     /// A command that runs `program` inside; the child's process id is that of `program`.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name]).arg(program);
+        command.args(["netns", "exec", &self.name]);
+        if !self.prelude.is_empty() {
+            let script = format!("{}exec \"$@\"", self.prelude);
+            command.args(["sh", "-c", &script, "sh"]);
+        }
+        command.arg(program);
         command
     }
 

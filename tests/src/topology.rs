@@ -200,7 +200,8 @@ impl Lab {
     }
 }
 
-fn connect(client: &Namespace, net: &Namespace, peer: &Namespace) -> Result<()> {
+/// Connects the client with the network outside of the tunnel and with the peer.
+pub(crate) fn connect(client: &Namespace, net: &Namespace, peer: &Namespace) -> Result<()> {
     veth(
         VethEnd {
             namespace: client,

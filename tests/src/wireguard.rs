@@ -49,22 +49,21 @@ impl Tunnel {
     /// Brings up both ends.
     pub fn up(plan: TunnelPlan) -> Result<Self> {
         let client_key = Key::generate(&plan.client)?;
-        let peer_key = Key::generate(&plan.peer)?;
-
-        let peer = End::create(&plan.peer, &unique_name('p'))?;
         let port = plan
             .endpoint
             .rsplit_once(':')
             .context("an endpoint without port")?
             .1;
-        plan.peer.run(&format!(
-            "wg set {} private-key {} listen-port {port} peer {} allowed-ips {}",
-            peer.name,
-            peer_key.file.display(),
-            client_key.public,
-            host_prefixes(plan.client_addresses),
-        ))?;
-        peer.configure(plan.peer_addresses)?;
+        let FarEnd {
+            end: peer,
+            key: peer_key,
+        } = FarEnd::up(
+            &plan.peer,
+            port,
+            plan.peer_addresses,
+            &client_key.public,
+            plan.client_addresses,
+        )?;
 
         let mut tunnel = Self {
             plan,
@@ -126,6 +125,45 @@ impl Tunnel {
         }
         self.client = Some(end);
         Ok(())
+    }
+}
+
+/// The end of a tunnel that waits for the other one.
+#[derive(Debug)]
+pub(crate) struct FarEnd {
+    end: End,
+    key: Key,
+}
+
+impl FarEnd {
+    /// Brings it up in `namespace` at UDP `port`, for a client with that public key and those addresses.
+    pub(crate) fn up(
+        namespace: &Arc<Namespace>,
+        port: &str,
+        addresses: &[&str],
+        client_key: &str,
+        client_addresses: &[&str],
+    ) -> Result<Self> {
+        let key = Key::generate(namespace)?;
+        let end = End::create(namespace, &unique_name('p'))?;
+        namespace.run(&format!(
+            "wg set {} private-key {} listen-port {port} peer {client_key} allowed-ips {}",
+            end.name,
+            key.file.display(),
+            host_prefixes(client_addresses),
+        ))?;
+        end.configure(addresses)?;
+        Ok(Self { end, key })
+    }
+
+    /// Its interface.
+    pub(crate) fn interface(&self) -> &str {
+        &self.end.name
+    }
+
+    /// Its public key.
+    pub(crate) fn public_key(&self) -> &str {
+        &self.key.public
     }
 }
 
@@ -226,14 +264,14 @@ fn wireguard_go(namespace: &Namespace, name: &str) -> Result<Process> {
 }
 
 #[derive(Debug)]
-struct Key {
-    public: String,
-    file: PathBuf,
+pub(crate) struct Key {
+    pub(crate) public: String,
+    pub(crate) file: PathBuf,
     _scratch: Scratch,
 }
 
 impl Key {
-    fn generate(namespace: &Namespace) -> Result<Self> {
+    pub(crate) fn generate(namespace: &Namespace) -> Result<Self> {
         let scratch = Scratch::new()?;
         let file = scratch.write("private", namespace.run("wg genkey")?)?;
         let mut command = namespace.command("sh");
@@ -248,7 +286,7 @@ impl Key {
 }
 
 /// wireguard-go's control sockets are shared by all namespaces, so that interface names have to be unique on the machine.
-fn unique_name(end: char) -> String {
+pub(crate) fn unique_name(end: char) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("{PREFIX}{:x}-{end}{number}", process::id())
@@ -282,4 +320,4 @@ fn host_prefixes(addresses: &[&str]) -> String {
 
 const CHOICE: &str = "LAB_WIREGUARD";
 const PREFIX: &str = "wg";
-const CONTROL_SOCKETS: &str = "/var/run/wireguard";
+pub(crate) const CONTROL_SOCKETS: &str = "/var/run/wireguard";

@@ -26,3 +26,5 @@ mod tcp;
 mod tunnel;
 #[path = "e2e/upstreams.rs"]
 mod upstreams;
+#[path = "e2e/ways.rs"]
+mod ways;

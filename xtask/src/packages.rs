@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use crate::command;
 
 /// What the lab runs, and with it the tests and the demo.
-pub(crate) const LAB: [&str; 18] = [
+pub(crate) const LAB: [&str; 19] = [
     "bind9-dnsutils",
     "bpftool",
     "conntrack",
@@ -22,6 +22,7 @@ pub(crate) const LAB: [&str; 18] = [
     "knot-resolver",
     "nftables",
     "openssl",
+    "openvpn",
     "procps",
     "tcpdump",
     "unbound",

@@ -20,3 +20,4 @@ mod rules;
 mod tcp;
 mod tunnel;
 mod upstreams;
+mod ways;
