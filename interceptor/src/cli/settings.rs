@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::{self, Config, Key, Layer, Sources};
+use crate::config::{self, Config, Key, Layer, Sources, TableKind};
 
 pub(super) const HELP: &str = "\
 Every setting can also be given in the file and, but for rules, in the environment: --deadline is `deadline` under [dns] and \
@@ -176,7 +176,7 @@ impl SettingsArgs {
             "--no-cache",
             self.no_cache.then_some("false"),
         );
-        layer.set_rule_flags("--rule", &self.rules);
+        layer.set_item_flags(TableKind::Rule, "--rule", &self.rules);
         layer
     }
 }

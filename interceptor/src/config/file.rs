@@ -8,10 +8,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{Error, Origin};
-use super::layer::{Key, Layer, Raw, RawRule, RuleTable, Sourced};
-
-/// The fields of a `[[rule]]`.
-const RULE_FIELDS: [&str; 4] = ["destination", "protocol", "port", "service"];
+use super::layer::{Key, Layer, Raw, Sourced};
+use super::table::{Item, Table, TableKind};
 
 pub(super) fn layer(path: &Path, text: &str) -> Result<Layer, Error> {
     let file = File::new(path, text);
@@ -21,10 +19,9 @@ pub(super) fn layer(path: &Path, text: &str) -> Result<Layer, Error> {
     })?;
     let mut layer = Layer::default();
     for (name, value) in document.get_ref() {
-        if name.get_ref() == "rule" {
-            layer.set_rules(file.rules(value)?);
-        } else {
-            file.section(name, value, &mut layer)?;
+        match TableKind::find(name.get_ref()) {
+            Some(kind) => layer.set_items(kind, file.tables(kind, value)?),
+            None => file.section(name, value, &mut layer)?,
         }
     }
     Ok(layer)
@@ -60,7 +57,7 @@ impl<'a> File<'a> {
         if !is_known {
             let mut known: Vec<&str> = Key::ALL.into_iter().map(Key::section).collect();
             known.dedup();
-            known.push("rule");
+            known.extend(TableKind::ALL.map(TableKind::name));
             return Err(Error::unknown(origin, "section", "", section, &known));
         }
         let DeValue::Table(table) = value.get_ref() else {
@@ -95,46 +92,47 @@ impl<'a> File<'a> {
         Ok(())
     }
 
-    fn rules(&self, value: &Spanned<DeValue<'_>>) -> Result<Vec<RawRule>, Error> {
-        let DeValue::Array(rules) = value.get_ref() else {
-            return Err(self.not_a_rule(value));
+    fn tables(&self, kind: TableKind, value: &Spanned<DeValue<'_>>) -> Result<Vec<Item>, Error> {
+        let DeValue::Array(tables) = value.get_ref() else {
+            return Err(self.no_table(kind, value));
         };
-        rules.iter().map(|rule| self.rule(rule)).collect()
+        let tables = tables.iter().map(|table| self.table(kind, table));
+        tables.map(|table| table.map(Item::Table)).collect()
     }
 
-    fn rule(&self, rule: &Spanned<DeValue<'_>>) -> Result<RawRule, Error> {
-        let DeValue::Table(table) = rule.get_ref() else {
-            return Err(self.not_a_rule(rule));
+    fn table(&self, kind: TableKind, value: &Spanned<DeValue<'_>>) -> Result<Table, Error> {
+        let DeValue::Table(written) = value.get_ref() else {
+            return Err(self.no_table(kind, value));
         };
-        let mut read = RuleTable {
-            origin: self.origin(rule.span()),
+        let mut table = Table {
+            kind,
+            origin: self.origin(value.span()),
             fields: [].into(),
         };
-        for (name, value) in table {
-            let Some(field) = RULE_FIELDS.into_iter().find(|it| it == name.get_ref()) else {
+        for (name, value) in written {
+            let known = kind.fields();
+            let Some(field) = known.iter().find(|it| **it == name.get_ref()) else {
                 let origin = self.origin(name.span());
+                let prefix = format!("{}.", kind.name());
                 return Err(Error::unknown(
                     origin,
                     "key",
-                    "rule.",
+                    &prefix,
                     name.get_ref(),
-                    &RULE_FIELDS,
+                    known,
                 ));
             };
-            read.fields.insert(field, self.sourced(value));
+            table.fields.insert(field, self.sourced(value));
         }
-        Ok(RawRule::Table(read))
+        Ok(table)
     }
 
-    fn not_a_rule(&self, value: &Spanned<DeValue<'_>>) -> Error {
-        Error::Value {
-            origin: self.origin(value.span()),
-            key: "rule".to_owned(),
-            problem: format!(
-                "expected a table in double brackets, found {}; write [[rule]]",
-                self.raw(value.get_ref()).kind()
-            ),
-        }
+    fn no_table(&self, kind: TableKind, value: &Spanned<DeValue<'_>>) -> Error {
+        let found = self.raw(value.get_ref()).kind();
+        let name = kind.name();
+        let problem =
+            format!("expected a table in double brackets, found {found}; write [[{name}]]");
+        kind.error(&self.origin(value.span()), problem)
     }
 
     fn sourced(&self, value: &Spanned<DeValue<'_>>) -> Sourced<Raw> {

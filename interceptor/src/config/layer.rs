@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::error::Origin;
+use super::error::{Error, Origin};
+use super::table::{Item, TableKind};
+use super::value::Problem;
 
 /// A setting, in the order in which `interceptor check` prints them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,7 +47,7 @@ pub(crate) enum Key {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Layer {
     values: BTreeMap<Key, Sourced<Raw>>,
-    rules: Option<Vec<RawRule>>,
+    tables: BTreeMap<TableKind, Vec<Item>>,
 }
 
 /// A value and where it was set.
@@ -72,29 +74,14 @@ pub(crate) enum Raw {
     Other(&'static str),
 }
 
-/// A rule as it was written.
-#[derive(Clone, Debug)]
-pub(crate) enum RawRule {
-    /// On the command line, in one text.
-    Text(Sourced<String>),
-    /// In the file, field by field.
-    Table(RuleTable),
-}
-
-/// A `[[rule]]` of the file.
-#[derive(Clone, Debug)]
-pub(crate) struct RuleTable {
-    pub(crate) origin: Origin,
-    pub(crate) fields: BTreeMap<&'static str, Sourced<Raw>>,
-}
-
 impl Layer {
     pub(crate) fn set(&mut self, key: Key, value: Raw, origin: Origin) {
         self.values.insert(key, Sourced { value, origin });
     }
 
-    pub(crate) fn set_rules(&mut self, rules: Vec<RawRule>) {
-        self.rules = Some(rules);
+    /// Sets all items of a kind.
+    pub(crate) fn set_items(&mut self, kind: TableKind, items: Vec<Item>) {
+        self.tables.insert(kind, items);
     }
 
     /// Sets what a flag says, if it was given.
@@ -112,27 +99,25 @@ impl Layer {
         }
     }
 
-    /// Sets the rules from a flag that can be repeated, if it was given at all.
-    pub(crate) fn set_rule_flags(&mut self, flag: &'static str, texts: &[String]) {
+    /// Sets all items of a kind from a flag that can be repeated, if it was given at all.
+    pub(crate) fn set_item_flags(&mut self, kind: TableKind, flag: &'static str, texts: &[String]) {
         if texts.is_empty() {
             return;
         }
-        let rules = texts.iter().map(|text| {
-            RawRule::Text(Sourced {
+        let items = texts.iter().map(|text| {
+            Item::Text(Sourced {
                 value: text.clone(),
                 origin: Origin::Flag(flag),
             })
         });
-        self.set_rules(rules.collect());
+        self.set_items(kind, items.collect());
     }
 
     /// This layer where `upper` sets nothing, and `upper` elsewhere.
     pub(crate) fn under(mut self, upper: Self) -> Self {
         self.values.extend(upper.values);
-        Self {
-            values: self.values,
-            rules: upper.rules.or(self.rules),
-        }
+        self.tables.extend(upper.tables);
+        self
     }
 
     pub(crate) fn contains(&self, key: Key) -> bool {
@@ -143,8 +128,8 @@ impl Layer {
         self.values.get(&key)
     }
 
-    pub(crate) fn rules(&self) -> &[RawRule] {
-        self.rules.as_deref().unwrap_or_default()
+    pub(crate) fn items(&self, kind: TableKind) -> &[Item] {
+        self.tables.get(&kind).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -250,6 +235,41 @@ impl Key {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.section(), self.name())
+    }
+}
+
+impl Sourced<Raw> {
+    /// What `parse` makes of it; an error names `key` and the place.
+    pub(crate) fn parsed<T>(
+        &self,
+        key: &impl fmt::Display,
+        parse: impl Fn(&Raw) -> Result<T, Problem>,
+    ) -> Result<Sourced<T>, Error> {
+        match parse(&self.value) {
+            Ok(value) => Ok(Sourced {
+                value,
+                origin: self.origin.clone(),
+            }),
+            Err(problem) => Err(self.error(key, problem)),
+        }
+    }
+
+    /// The items, where it is a list.
+    pub(crate) fn items(&self, key: &impl fmt::Display) -> Result<&[Self], Error> {
+        let Raw::List(items) = &self.value else {
+            let found = self.value.kind();
+            let problem = format!("expected a list, found {found}; put the value in brackets");
+            return Err(self.error(key, problem));
+        };
+        Ok(items)
+    }
+
+    fn error(&self, key: &impl fmt::Display, problem: Problem) -> Error {
+        Error::Value {
+            origin: self.origin.clone(),
+            key: key.to_string(),
+            problem,
+        }
     }
 }
 

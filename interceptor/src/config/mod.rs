@@ -13,6 +13,7 @@ mod error;
 mod file;
 mod layer;
 mod show;
+mod table;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -32,6 +33,7 @@ use crate::rules::Rule;
 
 pub use error::{Error, Origin};
 pub(crate) use layer::{Key, Layer};
+pub(crate) use table::TableKind;
 
 /// Where the configuration file is looked for when none is named.
 pub const DEFAULT_FILE: &str = "/etc/interceptor/interceptor.toml";

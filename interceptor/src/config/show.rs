@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::layer::Key;
+use super::table::TableKind;
 use super::{AttachMode, Config, LogFormat, ReaderMode};
 
 impl Config {
@@ -25,11 +26,13 @@ impl Config {
             }
             let _ = writeln!(toml, "{} = {value}", key.name());
         }
-        for rule in self.rules_json() {
-            let _ = writeln!(toml, "\n[[rule]]");
-            for field in ["destination", "protocol", "port", "service"] {
-                if let Some(value) = rule.get(field) {
-                    let _ = writeln!(toml, "{field} = {value}");
+        for kind in TableKind::ALL {
+            for table in self.tables(kind) {
+                let _ = writeln!(toml, "\n[[{}]]", kind.name());
+                for field in kind.fields() {
+                    if let Some(value) = table.get(field).filter(|value| !value.is_null()) {
+                        let _ = writeln!(toml, "{field} = {value}");
+                    }
                 }
             }
         }
@@ -45,7 +48,9 @@ impl Config {
                 .or_insert_with(|| Value::Object(Map::new()));
             section[key.name()] = self.value(key);
         }
-        sections.insert("rule".to_owned(), Value::Array(self.rules_json()));
+        for kind in TableKind::ALL {
+            sections.insert(kind.name().to_owned(), Value::Array(self.tables(kind)));
+        }
         Value::Object(sections)
     }
 
@@ -109,8 +114,11 @@ impl Config {
         }
     }
 
-    fn rules_json(&self) -> Vec<Value> {
-        self.rules.iter().map(|rule| json!(rule)).collect()
+    /// What there is of a kind, each an object whose fields have the names and values that the file's have.
+    fn tables(&self, kind: TableKind) -> Vec<Value> {
+        match kind {
+            TableKind::Rule => self.rules.iter().map(|rule| json!(rule)).collect(),
+        }
     }
 }
 

@@ -215,7 +215,7 @@ fn rules_by_flag_replace_those_of_the_file() {
     let mut given = Given::file("[virtual]\naddresses = []\n[[rule]]\ndestination = \"10.0.0.1\"");
     given
         .flags
-        .set_rule_flags("--rule", &["any port 53".to_owned()]);
+        .set_item_flags(TableKind::Rule, "--rule", &["any port 53".to_owned()]);
     assert_eq!(rules(&given.load().unwrap()), ["any port 53 -> dns"]);
 }
 
@@ -633,7 +633,7 @@ fn what_is_wrong_in_a_flag_is_named_with_the_flag() {
     let mut given = Given::nothing();
     given
         .flags
-        .set_rule_flags("--rule", &["any udp 53".to_owned()]);
+        .set_item_flags(TableKind::Rule, "--rule", &["any udp 53".to_owned()]);
     assert_eq!(
         given.error(),
         "--rule: rule: `any udp 53` is no rule; write one such as `10.30.30.30`, `any udp port 53 -> dns` or \

@@ -13,10 +13,11 @@ use interceptor_ebpf::answer::MAX_ENTRIES;
 
 use crate::dns::upstream::UpstreamUrl;
 use crate::dns::{CacheConfig, DnsConfig};
-use crate::rules::{Destination, Protocol, Rule, ServiceName};
+use crate::rules::{Destination, Protocol, Rule, RuleError, ServiceName};
 
 use super::error::{Error, Origin};
-use super::layer::{Key, Layer, Raw, RawRule, RuleTable, Sourced};
+use super::layer::{Key, Layer, Raw, Sourced};
+use super::table::{Item, Table, TableKind};
 use super::value::{self, Problem};
 use super::{
     AttachMode, BypassConfig, Config, DEFAULT_SOCKET, LogConfig, LogFormat, ReaderConfig,
@@ -150,7 +151,7 @@ impl Merged<'_> {
     fn rules(&self, addresses: &[Sourced<IpAddr>]) -> Result<Vec<Sourced<Rule>>, Error> {
         let configured = self
             .0
-            .rules()
+            .items(TableKind::Rule)
             .iter()
             .map(rule)
             .collect::<Result<Vec<_>, _>>()?;
@@ -171,7 +172,7 @@ impl Merged<'_> {
             };
             if let Err(error) = earlier.value.agrees_with(&later.value) {
                 let problem = format!("{error} (the first is from {})", earlier.origin);
-                return Err(rule_error(&later.origin, problem));
+                return Err(TableKind::Rule.error(&later.origin, problem));
             }
         }
         let mut rules: Vec<Sourced<Rule>> = addresses
@@ -333,7 +334,7 @@ impl Merged<'_> {
     ) -> Result<Option<Sourced<T>>, Error> {
         self.0
             .get(key)
-            .map(|raw| parse_at(raw, &key, &parse))
+            .map(|raw| raw.parsed(&key, &parse))
             .transpose()
     }
 
@@ -350,17 +351,10 @@ impl Merged<'_> {
             });
             return Ok(defaults.collect());
         };
-        let Raw::List(items) = &raw.value else {
-            let problem = format!(
-                "expected a list, found {}; put the value in brackets",
-                raw.value.kind()
-            );
-            return Err(Error::value(&raw.origin, key, problem));
-        };
         let mut seen = HashSet::new();
         let mut list = Vec::new();
-        for item in items {
-            let item = parse_at(item, &key, &parse)?;
+        for item in raw.items(&key)? {
+            let item = item.parsed(&key, &parse)?;
             if !seen.insert(item.value.clone()) {
                 let problem = format!("`{}` is there twice; remove one", item.value);
                 return Err(Error::value(&item.origin, key, problem));
@@ -386,86 +380,43 @@ fn default_rule(address: IpAddr) -> Rule {
     }
 }
 
-fn rule(raw: &RawRule) -> Result<Sourced<Rule>, Error> {
-    let rule = match raw {
-        RawRule::Text(text) => Sourced {
+fn rule(item: &Item) -> Result<Sourced<Rule>, Error> {
+    let error = |origin, error| TableKind::Rule.error(origin, error);
+    let rule = match item {
+        Item::Text(text) => Sourced {
             value: text
                 .value
                 .parse()
-                .map_err(|error| rule_error(&text.origin, error))?,
+                .map_err(|it: RuleError| error(&text.origin, it))?,
             origin: text.origin.clone(),
         },
-        RawRule::Table(table) => Sourced {
+        Item::Table(table) => Sourced {
             value: rule_of_table(table)?,
             origin: table.origin.clone(),
         },
     };
     rule.value
         .validate()
-        .map_err(|error| rule_error(&rule.origin, error))?;
+        .map_err(|it| error(&rule.origin, it))?;
     Ok(rule)
 }
 
-fn rule_of_table(table: &RuleTable) -> Result<Rule, Error> {
-    let field = |name| table.fields.get(name);
-    let Some(destination) = field("destination") else {
-        return Err(rule_error(
-            &table.origin,
-            "`destination` is missing; write an address, a prefix or \"any\"",
-        ));
-    };
-    let destination = parse_at(destination, &"rule.destination", |raw| {
+fn rule_of_table(table: &Table) -> Result<Rule, Error> {
+    let help = "write an address, a prefix or \"any\"";
+    let destination = table.required("destination", help, |raw| {
         value::parsed(raw, "an address or prefix in quotes, or \"any\"")
     })?;
-    let protocol = field("protocol")
-        .map(|raw| {
-            parse_at(raw, &"rule.protocol", |raw| {
-                value::parsed::<Protocol>(raw, "\"udp\", \"tcp\" or \"icmp\"")
-            })
-        })
-        .transpose()?;
-    let port = field("port")
-        .map(|raw| parse_at(raw, &"rule.port", value::port))
-        .transpose()?;
-    let service = field("service")
-        .map(|raw| {
-            parse_at(raw, &"rule.service", |raw| {
-                value::parsed(raw, "\"dns\" or \"echo\"")
-            })
-        })
-        .transpose()?;
+    let protocol = table.optional("protocol", |raw| {
+        value::parsed::<Protocol>(raw, "\"udp\", \"tcp\" or \"icmp\"")
+    })?;
+    let port = table.optional("port", value::port)?;
+    let service = table.optional("service", |raw| value::parsed(raw, "\"dns\" or \"echo\""))?;
     Ok(Rule {
         destination: destination.value,
         protocol: protocol.map(|it| it.value),
         port: port.map(|it| it.value),
         service: service.map_or_else(ServiceName::default, |it| it.value),
     })
-}
-
-fn rule_error(origin: &Origin, problem: impl Display) -> Error {
-    Error::Value {
-        origin: origin.clone(),
-        key: "rule".to_owned(),
-        problem: problem.to_string(),
-    }
-}
-
-fn parse_at<T>(
-    raw: &Sourced<Raw>,
-    key: &impl Display,
-    parse: impl Fn(&Raw) -> Result<T, Problem>,
-) -> Result<Sourced<T>, Error> {
-    match parse(&raw.value) {
-        Ok(value) => Ok(Sourced {
-            value,
-            origin: raw.origin.clone(),
-        }),
-        Err(problem) => Err(Error::Value {
-            origin: raw.origin.clone(),
-            key: key.to_string(),
-            problem,
-        }),
-    }
 }
 
 /// Blames the one that was set.
