@@ -16,6 +16,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub struct Bypass {
     mark: Arc<AtomicU32>,
     device: Option<Arc<str>>,
+    /// The mark of traffic that takes the host's routes and must not be taken by our rules; 0 for none.
+    unbypassed: u32,
     /// Leave to have one more UDP socket open, so that descriptors remain for everything else.
     sockets: Arc<Semaphore>,
 }
@@ -33,7 +35,26 @@ impl Bypass {
         Self {
             mark: Arc::new(AtomicU32::new(mark)),
             device: device.map(Arc::from),
+            unbypassed: 0,
             sockets: Arc::new(Semaphore::new(most_sockets())),
+        }
+    }
+
+    /// The same, and `mark` for what does not bypass anything ([`Bypass::through`]).
+    #[must_use]
+    pub fn with_unbypassed_mark(mut self, mark: u32) -> Self {
+        self.unbypassed = mark;
+        self
+    }
+
+    /// Makes sockets whose traffic takes the host's routes as any program's does, or `device` where one is given.
+    #[must_use]
+    pub fn through(&self, device: Option<&str>) -> Self {
+        Self {
+            mark: Arc::new(AtomicU32::new(self.unbypassed)),
+            device: device.map(Arc::from),
+            unbypassed: self.unbypassed,
+            sockets: Arc::clone(&self.sockets),
         }
     }
 

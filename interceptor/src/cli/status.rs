@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::control::{CacheStatus, InterfaceStatus, ReaderStatus, Status, UpstreamStatus};
+use crate::control::{
+    CacheStatus, GroupStatus, InterfaceStatus, ReaderStatus, Status, UpstreamStatus,
+};
 
 use super::remote::RemoteArgs;
 use super::rule;
@@ -44,6 +46,9 @@ fn render(status: &Status) -> String {
     section(&mut text, "interfaces", &interfaces(&status.interfaces));
     section(&mut text, "rules", &rule::table(&status.rules).render("  "));
     section(&mut text, "upstreams", &upstreams(&status.upstreams));
+    if !status.groups.iter().all(is_plain) {
+        section(&mut text, "groups", &groups(&status.groups));
+    }
     section(&mut text, "cache", &cache(&status.cache));
     let counted = status.kernel.iter().filter(|(_, count)| **count > 0);
     let mut kernel = Table::new(&["REASON", "PACKETS"], &[1]);
@@ -93,16 +98,49 @@ fn interfaces(interfaces: &[InterfaceStatus]) -> String {
 
 fn upstreams(upstreams: &[UpstreamStatus]) -> String {
     let mut table = Table::new(
-        &["URL", "SENT", "ANSWERED", "LATENCY", "LAST ERROR"],
-        &[1, 2, 3],
+        &["URL", "STATE", "SENT", "ANSWERED", "LATENCY", "LAST ERROR"],
+        &[2, 3, 4],
     );
     for upstream in upstreams {
         table.row([
-            upstream.url.clone(),
+            match &upstream.via {
+                Some(via) => format!("{} via {via}", upstream.url),
+                None => upstream.url.clone(),
+            },
+            upstream.state.clone(),
             grouped(upstream.sent),
             grouped(upstream.answered),
             upstream.latency_microseconds.map_or_else(absent, latency),
             upstream.last_error.clone().unwrap_or_else(absent),
+        ]);
+    }
+    table.render("  ")
+}
+
+/// Whether a group is what there is without any configuration of groups.
+fn is_plain(group: &GroupStatus) -> bool {
+    group.domains.is_empty() && group.strategy == "failover"
+}
+
+fn groups(groups: &[GroupStatus]) -> String {
+    let mut table = Table::new(
+        &["NAME", "STATE", "STRATEGY", "VIA", "UPSTREAMS", "DOMAINS"],
+        &[],
+    );
+    for group in groups {
+        let name = Some(group.name.clone()).filter(|name| !name.is_empty());
+        let domains = match group.domains.as_slice() {
+            [] => "all others".to_owned(),
+            [domain] => domain.clone(),
+            [domain, others @ ..] => format!("{domain} and {} more", others.len()),
+        };
+        table.row([
+            name.unwrap_or_else(absent),
+            group.state.clone(),
+            group.strategy.clone(),
+            group.via.clone(),
+            group.upstreams.len().to_string(),
+            domains,
         ]);
     }
     table.render("  ")
@@ -155,9 +193,14 @@ rules
    2  any udp port 53 -> dns        0      0 B
 
 upstreams
-  URL            SENT  ANSWERED  LATENCY  LAST ERROR
-  udp://8.8.8.8   900       899  12.4 ms  -
-  udp://8.8.4.4     1         0        -  no answer within 1.2s
+  URL            STATE  SENT  ANSWERED  LATENCY  LAST ERROR
+  udp://8.8.8.8  up      900       899  12.4 ms  -
+  udp://8.8.4.4  down      1         0        -  no answer within 1.2s
+
+groups
+  NAME     STATE  STRATEGY  VIA     UPSTREAMS  DOMAINS
+  default  up     failover  bypass  2          all others
+  -        up     failover  tunnel  1          corp.example and 1 more
 
 cache
   TIER    ANSWERS    MEMORY       OF  HITS  STALE  MISSES
@@ -179,6 +222,13 @@ kernel
             ..status()
         });
         assert!(text.contains("\n  none: the reader device carries the virtual addresses\n"));
+    }
+
+    #[test]
+    fn without_groups_and_routes_the_status_says_nothing_of_them() {
+        let groups = vec![group("default", "bypass", 2, &[])];
+        let text = render(&Status { groups, ..status() });
+        assert!(!text.contains("groups"));
     }
 
     fn status() -> Status {
@@ -221,6 +271,8 @@ kernel
             upstreams: vec![
                 UpstreamStatus {
                     url: "udp://8.8.8.8".to_owned(),
+                    via: None,
+                    state: "up".to_owned(),
                     sent: 900,
                     answered: 899,
                     latency_microseconds: Some(12_345),
@@ -228,11 +280,17 @@ kernel
                 },
                 UpstreamStatus {
                     url: "udp://8.8.4.4".to_owned(),
+                    via: None,
+                    state: "down".to_owned(),
                     sent: 1,
                     answered: 0,
                     latency_microseconds: None,
                     last_error: Some("no answer within 1.2s".to_owned()),
                 },
+            ],
+            groups: vec![
+                group("default", "bypass", 2, &[]),
+                group("", "tunnel", 1, &["corp.example", "10.in-addr.arpa"]),
             ],
             cache: CacheStatus {
                 tiers: vec![TierStatus {
@@ -252,6 +310,17 @@ kernel
             dns: json!({}),
             netstack: json!({}),
             bypass_mark: 51820,
+        }
+    }
+
+    fn group(name: &str, via: &str, upstreams: usize, domains: &[&str]) -> GroupStatus {
+        GroupStatus {
+            name: name.to_owned(),
+            domains: domains.iter().map(ToString::to_string).collect(),
+            strategy: "failover".to_owned(),
+            via: via.to_owned(),
+            state: "up".to_owned(),
+            upstreams: vec!["udp://192.0.2.1".to_owned(); upstreams],
         }
     }
 

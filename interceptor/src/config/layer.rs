@@ -21,6 +21,9 @@ pub(crate) enum Key {
     BypassMark,
     BypassDevice,
     DnsUpstreams,
+    DnsStrategy,
+    DnsParallel,
+    DnsFailOn,
     DnsAttemptTimeout,
     DnsRounds,
     DnsDeadline,
@@ -134,7 +137,7 @@ impl Layer {
 }
 
 impl Key {
-    pub(crate) const ALL: [Self; 31] = [
+    pub(crate) const ALL: [Self; 34] = [
         Self::TunnelInterfaces,
         Self::TunnelAttach,
         Self::TunnelShare,
@@ -146,6 +149,9 @@ impl Key {
         Self::BypassMark,
         Self::BypassDevice,
         Self::DnsUpstreams,
+        Self::DnsStrategy,
+        Self::DnsParallel,
+        Self::DnsFailOn,
         Self::DnsAttemptTimeout,
         Self::DnsRounds,
         Self::DnsDeadline,
@@ -191,7 +197,7 @@ impl Key {
     pub(crate) fn is_list(self) -> bool {
         matches!(
             self,
-            Self::TunnelInterfaces | Self::VirtualAddresses | Self::DnsUpstreams
+            Self::TunnelInterfaces | Self::VirtualAddresses | Self::DnsUpstreams | Self::DnsFailOn
         )
     }
 
@@ -208,6 +214,9 @@ impl Key {
             Self::BypassMark => ("bypass", "mark"),
             Self::BypassDevice => ("bypass", "device"),
             Self::DnsUpstreams => ("dns", "upstreams"),
+            Self::DnsStrategy => ("dns", "strategy"),
+            Self::DnsParallel => ("dns", "parallel"),
+            Self::DnsFailOn => ("dns", "fail_on"),
             Self::DnsAttemptTimeout => ("dns", "attempt_timeout"),
             Self::DnsRounds => ("dns", "rounds"),
             Self::DnsDeadline => ("dns", "deadline"),

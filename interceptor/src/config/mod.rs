@@ -16,6 +16,7 @@ mod show;
 mod table;
 #[cfg(test)]
 mod tests;
+mod upstreams;
 mod validate;
 mod value;
 

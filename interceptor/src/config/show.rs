@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use crate::dns::{GroupConfig, RouteConfig, Strategy, Target};
+
 use super::layer::Key;
 use super::table::TableKind;
 use super::{AttachMode, Config, LogFormat, ReaderMode};
@@ -80,9 +82,11 @@ impl Config {
             },
             Key::BypassDevice => json!(self.bypass.device),
             Key::DnsUpstreams => {
-                let upstreams = self.dns.upstreams.iter().map(ToString::to_string);
-                json!(upstreams.collect::<Vec<_>>())
+                json!(texts(&self.dns.upstreams))
             }
+            Key::DnsStrategy => json!(self.dns.strategy.name()),
+            Key::DnsParallel => parallel(self.dns.strategy),
+            Key::DnsFailOn => json!(self.dns.fail_on.names()),
             Key::DnsAttemptTimeout => duration(self.dns.attempt_timeout),
             Key::DnsRounds => json!(self.dns.rounds),
             Key::DnsDeadline => duration(self.dns.deadline),
@@ -117,9 +121,45 @@ impl Config {
     /// What there is of a kind, each an object whose fields have the names and values that the file's have.
     fn tables(&self, kind: TableKind) -> Vec<Value> {
         match kind {
+            TableKind::Group => self.dns.groups.iter().map(group).collect(),
+            TableKind::Route => self.dns.routes.iter().map(route).collect(),
             TableKind::Rule => self.rules.iter().map(|rule| json!(rule)).collect(),
         }
     }
+}
+
+fn group(group: &GroupConfig) -> Value {
+    json!({
+        "name": *group.name,
+        "upstreams": texts(&group.upstreams),
+        "strategy": group.strategy.name(),
+        "parallel": parallel(group.strategy),
+        "fail_on": group.fail_on.names(),
+    })
+}
+
+fn route(route: &RouteConfig) -> Value {
+    let (upstreams, group) = match &route.target {
+        Target::Upstreams(upstreams) => (Some(texts(upstreams)), None),
+        Target::Group(name) => (None, Some(&**name)),
+    };
+    json!({
+        "domains": texts(&route.domains),
+        "upstreams": upstreams,
+        "group": group,
+        "via": route.via.to_string(),
+    })
+}
+
+fn parallel(strategy: Strategy) -> Value {
+    match strategy {
+        Strategy::Parallel(count) => json!(count),
+        _ => Value::Null,
+    }
+}
+
+fn texts<T: ToString>(items: &[T]) -> Vec<String> {
+    items.iter().map(ToString::to_string).collect()
 }
 
 fn seconds(seconds: u32) -> Value {

@@ -10,6 +10,8 @@ use super::value::Problem;
 /// What a table in double brackets describes, in the order in which `interceptor check` prints them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TableKind {
+    Group,
+    Route,
     Rule,
 }
 
@@ -31,7 +33,7 @@ pub(crate) struct Table {
 }
 
 impl TableKind {
-    pub(crate) const ALL: [Self; 1] = [Self::Rule];
+    pub(crate) const ALL: [Self; 3] = [Self::Group, Self::Route, Self::Rule];
 
     pub(crate) fn find(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
@@ -40,6 +42,8 @@ impl TableKind {
     /// What stands between the brackets.
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Self::Group => "group",
+            Self::Route => "route",
             Self::Rule => "rule",
         }
     }
@@ -47,6 +51,8 @@ impl TableKind {
     /// The fields that it can have, in the order in which `interceptor check` prints them.
     pub(crate) fn fields(self) -> &'static [&'static str] {
         match self {
+            Self::Group => &["name", "upstreams", "strategy", "parallel", "fail_on"],
+            Self::Route => &["domains", "upstreams", "group", "via"],
             Self::Rule => &["destination", "protocol", "port", "service"],
         }
     }
@@ -86,9 +92,13 @@ impl Table {
         Ok(value)
     }
 
+    /// The place of `field` where it is set, and otherwise the table's.
+    pub(crate) fn place(&self, field: &str) -> &Origin {
+        self.fields.get(field).map_or(&self.origin, |it| &it.origin)
+    }
+
     /// The items of `field`, each at its own place, where it is set. Whether it may be empty or name something twice is
     /// for the caller to say.
-    #[cfg_attr(not(test), expect(dead_code, reason = "rules have no lists"))]
     pub(crate) fn list<T>(
         &self,
         field: &'static str,

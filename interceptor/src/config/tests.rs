@@ -8,7 +8,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::*;
-use crate::dns::CacheConfig;
+use crate::dns::{CacheConfig, FailOn, Strategy, Target, Via};
 
 #[test]
 fn with_nothing_set_everything_has_a_default() {
@@ -33,6 +33,8 @@ mark = "auto"
 
 [dns]
 upstreams = ["udp://8.8.8.8","udp://8.8.4.4"]
+strategy = "failover"
+fail_on = ["timeout","formerr","servfail","notimp","refused"]
 attempt_timeout = "1s 200ms"
 rounds = 2
 deadline = "5s"
@@ -161,6 +163,9 @@ fn every_key_can_be_set_in_the_environment() {
             "INTERCEPTOR_DNS_UPSTREAMS",
             "udp://9.9.9.9,tcp://[2001:db8::53]:5353",
         )
+        .variable("INTERCEPTOR_DNS_STRATEGY", "parallel")
+        .variable("INTERCEPTOR_DNS_PARALLEL", "3")
+        .variable("INTERCEPTOR_DNS_FAIL_ON", "timeout, servfail")
         .variable("INTERCEPTOR_DNS_ATTEMPT_TIMEOUT", "300ms")
         .variable("INTERCEPTOR_DNS_ROUNDS", "3")
         .variable("INTERCEPTOR_DNS_DEADLINE", "2.5s")
@@ -313,9 +318,9 @@ const WRONG_FILES: &[(&str, &str)] = &[
     ),
     ("[dsn]", "1:2: unknown section `dsn`; did you mean `dns`?"),
     (
-        "rounds = 2",
-        "1:1: unknown section `rounds`; known here: tunnel, virtual, reader, bypass, dns, cache, kernel_cache, tcp, control, log, kernel, \
-         rule",
+        "attempts = 2",
+        "1:1: unknown section `attempts`; known here: tunnel, virtual, reader, bypass, dns, cache, kernel_cache, tcp, control, log, kernel, \
+         group, route, rule",
     ),
     (
         "dns = 3",
@@ -327,7 +332,7 @@ const WRONG_FILES: &[(&str, &str)] = &[
     ),
     (
         "[dns]\nsocket = \"x\"",
-        "2:1: unknown key `dns.socket`; known here: upstreams, attempt_timeout, rounds, deadline",
+        "2:1: unknown key `dns.socket`; known here: upstreams, strategy, parallel, fail_on, attempt_timeout, rounds, deadline",
     ),
     (
         "[tunnel]\ninterfaces = \"wg0\"",
@@ -720,6 +725,9 @@ device = "eth0"
 
 [dns]
 upstreams = ["udp://9.9.9.9", "tcp://[2001:db8::53]:5353"]
+strategy = "parallel"
+parallel = 3
+fail_on = ["timeout", "servfail"]
 attempt_timeout = "300ms"
 rounds = 3
 deadline = "2.5s"
@@ -765,6 +773,169 @@ service = "echo"
 "#;
 
 /// Sources, some of them given.
+#[test]
+fn groups_and_routes_are_read_and_written_out_again() {
+    let text = r#"[[group]]
+name = "corp"
+upstreams = ["udp://10.0.0.53", "tcp://10.0.1.53"]
+strategy = "parallel"
+parallel = 3
+fail_on = ["servfail"]
+
+[[group]]
+name = "fast"
+upstreams = ["udp://192.0.2.1"]
+strategy = "fastest"
+
+[[route]]
+domains = ["Corp.Example.", "10.in-addr.arpa"]
+group = "corp"
+via = "tunnel"
+
+[[route]]
+domains = ["www.corp.example"]
+group = "default"
+
+[[route]]
+domains = ["lab.example"]
+upstreams = ["udp://192.0.2.2"]
+via = "wg1"
+"#;
+    let config = Given::file(text).load().unwrap();
+    let dns = &config.dns;
+    assert_eq!(dns.groups[0].strategy, Strategy::Parallel(3));
+    assert_eq!(dns.groups[1].fail_on, FailOn::default());
+    assert_eq!(dns.routes[0].via, Via::Tunnel);
+    assert_eq!(dns.routes[0].domains[0].to_string(), "corp.example");
+    assert_eq!(dns.routes[1].target, Target::Group("default".into()));
+    let device = dns.ways().pop().unwrap().1;
+    assert_eq!(device, Via::Device("wg1".into()));
+
+    let again = Given::file(&config.to_toml()).load().unwrap();
+
+    assert_eq!(again.dns, config.dns);
+    let json = config.to_json();
+    assert_eq!(json["route"][2]["via"], "wg1");
+    assert_eq!(json["group"][1]["strategy"], "fastest");
+}
+
+#[test]
+fn what_is_wrong_with_groups_and_routes_is_named_with_its_place() {
+    const ROUTE: &str = "[[route]]\ndomains = [\"a.example\"]\n";
+    const GROUP: &str = "[[group]]\nname = \"g\"\n";
+    for (text, message) in [
+        (
+            "[dns]\nstrategy = \"fast\"".to_owned(),
+            "2:12: dns.strategy: `fast` is none of failover, fastest, parallel, round-robin",
+        ),
+        (
+            "[dns]\nparallel = 3".to_owned(),
+            "2:12: dns.parallel: the strategy is failover, which asks one at a time; set it to \"parallel\", or leave \
+             this out",
+        ),
+        (
+            "[dns]\nstrategy = \"parallel\"\nparallel = 1".to_owned(),
+            "3:12: dns.parallel: 1 is out of range; it can be 2 to 16",
+        ),
+        (
+            "[dns]\nfail_on = [\"noerror\"]".to_owned(),
+            "2:12: dns.fail_on: `noerror` is none of timeout, formerr, servfail, nxdomain, notimp, refused",
+        ),
+        (
+            "[[group]]\nupstreams = [\"udp://192.0.2.1\"]".to_owned(),
+            "1:1: group: `name` is missing; routes refer to the group by it",
+        ),
+        (
+            "[[group]]\nname = \"default\"\nupstreams = [\"udp://192.0.2.1\"]".to_owned(),
+            "2:8: group.name: dns.upstreams is the group of that name; choose another",
+        ),
+        (
+            format!("{GROUP}upstreams = []"),
+            "3:13: group.upstreams: the list is empty; name one at least",
+        ),
+        (
+            format!(
+                "{GROUP}upstreams = [\"udp://192.0.2.1\"]\n{GROUP}upstreams = [\"udp://192.0.2.1\"]"
+            ),
+            "5:8: group.name: `g` is there already (FILE:1:1)",
+        ),
+        (
+            format!("{GROUP}upstreams = [\"udp://192.0.2.1\"]\nweight = 3"),
+            "4:1: unknown key `group.weight`; known here: name, upstreams, strategy, parallel, fail_on",
+        ),
+        (
+            "[[route]]\ngroup = \"default\"".to_owned(),
+            "1:1: route: `domains` is missing; write those that the route is for, such as [\"corp.example\"]",
+        ),
+        (
+            "[[route]]\ndomains = []\ngroup = \"default\"".to_owned(),
+            "2:11: route.domains: the list is empty; name one at least",
+        ),
+        (
+            "[[route]]\ndomains = [\"a..b\"]\ngroup = \"default\"".to_owned(),
+            "2:12: route.domains: `a..b` is no domain name; write one such as www.example.com",
+        ),
+        (
+            "[[route]]\ndomains = [\".\"]\ngroup = \"default\"".to_owned(),
+            "2:12: route.domains: `.` is every name; dns.upstreams are asked about those that have no route",
+        ),
+        (
+            ROUTE.to_owned(),
+            "1:1: route: who is asked is missing; write `group` or `upstreams`",
+        ),
+        (
+            format!("{ROUTE}group = \"corp\""),
+            "3:9: route.group: there is no group `corp`; groups here: default",
+        ),
+        (
+            format!("{ROUTE}group = \"default\"\nupstreams = [\"udp://192.0.2.1\"]"),
+            "3:9: route.group: a route has either a group or upstreams of its own; leave one out",
+        ),
+        (
+            format!("{ROUTE}upstreams = [\"udp://10.30.30.30\"]"),
+            "3:14: route.upstreams: udp://10.30.30.30 is a virtual address (virtual.addresses, default), where no resolver \
+             is; name one outside, such as udp://8.8.8.8",
+        ),
+        (
+            format!("{ROUTE}group = \"default\"\nvia = \"a/b\""),
+            "4:7: route.via: `a/b` is no interface name; it has 1 to 15 bytes and neither spaces, `/` nor `:`",
+        ),
+        (
+            format!(
+                "{ROUTE}group = \"default\"\n[[route]]\ndomains = [\"A.example.\"]\ngroup = \"default\""
+            ),
+            "5:12: route.domains: `a.example` has a route already (FILE:2:12); a domain has one",
+        ),
+        (
+            format!("{ROUTE}group = \"default\"\nvai = \"tunnel\""),
+            "4:1: unknown key `route.vai`; did you mean `route.via`?",
+        ),
+    ] {
+        assert_eq!(
+            Given::file(&text).error(),
+            format!("FILE:{message}"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn upstreams_that_rules_take_may_be_asked_through_the_tunnel_without_a_bypass() {
+    let with = |via: &str| {
+        Given::file(&format!(
+            "[bypass]\nmark = 0\n[dns]\nupstreams = [\"udp://9.9.9.9:5353\"]\n[[rule]]\ndestination = \"any\"\nport = 53\n\
+             [[route]]\ndomains = [\"a.example\"]\nupstreams = [\"udp://10.0.0.53\"]\nvia = \"{via}\""
+        ))
+        .load()
+    };
+    assert!(with("tunnel").is_ok());
+    let error = with("bypass").unwrap_err().to_string();
+    assert!(
+        error.contains(":10:14: route.upstreams: udp://10.0.0.53 is taken by rule"),
+        "{error}"
+    );
+}
+
 struct Given {
     directory: TempDir,
     named: Option<PathBuf>,

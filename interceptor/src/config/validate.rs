@@ -12,12 +12,13 @@ use std::time::Duration;
 use interceptor_ebpf::answer::MAX_ENTRIES;
 
 use crate::dns::upstream::UpstreamUrl;
-use crate::dns::{CacheConfig, DnsConfig};
+use crate::dns::{CacheConfig, DnsConfig, FailOn, Strategy, Via};
 use crate::rules::{Destination, Protocol, Rule, RuleError, ServiceName};
 
 use super::error::{Error, Origin};
 use super::layer::{Key, Layer, Raw, Sourced};
 use super::table::{Item, Table, TableKind};
+use super::upstreams::{self, Outside};
 use super::value::{self, Problem};
 use super::{
     AttachMode, BypassConfig, Config, DEFAULT_SOCKET, LogConfig, LogFormat, ReaderConfig,
@@ -213,9 +214,17 @@ impl Merged<'_> {
             let origin = self.origin(Key::DnsUpstreams);
             return Err(Error::value(&origin, Key::DnsUpstreams, problem));
         }
+        let outside = Outside {
+            addresses,
+            rules,
+            bypass,
+        };
         for upstream in &upstreams {
-            comes_not_back(upstream, addresses, rules, bypass)?;
+            let key = Key::DnsUpstreams;
+            outside.comes_not_back(upstream, &Via::Bypass, &key)?;
         }
+        let groups = upstreams::groups(self.0.items(TableKind::Group))?;
+        let routes = upstreams::routes(self.0.items(TableKind::Route), &groups, &outside)?;
         let attempt_timeout = self.duration(
             Key::DnsAttemptTimeout,
             Duration::from_millis(1200),
@@ -227,6 +236,10 @@ impl Merged<'_> {
         }
         Ok(DnsConfig {
             upstreams: upstreams.into_iter().map(|it| it.value).collect(),
+            strategy: self.strategy()?,
+            fail_on: self.fail_on()?,
+            groups: groups.into_iter().map(|it| it.config).collect(),
+            routes,
             attempt_timeout: attempt_timeout.value,
             rounds: self.or(Key::DnsRounds, 2, |raw| {
                 value::number(raw, &(1..=MOST_ROUNDS))
@@ -235,6 +248,24 @@ impl Merged<'_> {
             tcp_idle_timeout: tcp.idle_timeout,
             cache: self.cache()?,
         })
+    }
+
+    fn strategy(&self) -> Result<Strategy, Error> {
+        let parallel = self.sourced(Key::DnsParallel, upstreams::parallel)?;
+        let count = parallel.as_ref().map(|it| it.value);
+        let strategy = self.or(Key::DnsStrategy, Strategy::default(), |raw| {
+            value::strategy(raw, count.unwrap_or(upstreams::DEFAULT_PARALLEL))
+        })?;
+        upstreams::parallel_matters(strategy, parallel.as_ref(), &Key::DnsParallel)?;
+        Ok(strategy)
+    }
+
+    fn fail_on(&self) -> Result<FailOn, Error> {
+        if self.0.get(Key::DnsFailOn).is_none() {
+            return Ok(FailOn::default());
+        }
+        let names = self.list(Key::DnsFailOn, &[], value::failure)?;
+        Ok(upstreams::fail_on(&names))
     }
 
     fn cache(&self) -> Result<CacheConfig, Error> {
@@ -442,49 +473,4 @@ fn attempt_beyond_deadline(attempt: &Sourced<Duration>, deadline: &Sourced<Durat
             deadline.origin
         ),
     )
-}
-
-/// A query that we forward must not be intercepted again.
-fn comes_not_back(
-    upstream: &Sourced<UpstreamUrl>,
-    addresses: &[Sourced<IpAddr>],
-    rules: &[Sourced<Rule>],
-    bypass: &BypassConfig,
-) -> Result<(), Error> {
-    let sockets = upstream.value.addresses();
-    let is_upstream = |address: &IpAddr| sockets.iter().any(|socket| socket.ip() == *address);
-    if let Some(address) = addresses.iter().find(|it| is_upstream(&it.value)) {
-        return Err(Error::value(
-            &upstream.origin,
-            Key::DnsUpstreams,
-            format!(
-                "{} is a virtual address (virtual.addresses, {}), where no resolver is; name one outside, such as \
-                 udp://8.8.8.8",
-                upstream.value, address.origin
-            ),
-        ));
-    }
-    let bypasses = bypass.mark != Some(0) || bypass.device.is_some();
-    if bypasses {
-        return Ok(());
-    }
-    let takes = |rule: &Rule| {
-        sockets.iter().any(|socket| {
-            rule.destination.contains(socket.ip())
-                && rule.protocol != Some(Protocol::Icmp)
-                && rule.port.is_none_or(|port| port == socket.port())
-        })
-    };
-    if let Some(rule) = rules.iter().find(|it| takes(&it.value)) {
-        return Err(Error::value(
-            &upstream.origin,
-            Key::DnsUpstreams,
-            format!(
-                "{} is taken by rule `{}` ({}) and bypass.mark is 0, so queries would come back to us; set a mark or \
-                 bypass.device",
-                upstream.value, rule.value, rule.origin
-            ),
-        ));
-    }
-    Ok(())
 }

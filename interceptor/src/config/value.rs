@@ -5,11 +5,14 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
+use crate::dns::cache::DomainName;
 use crate::dns::upstream::UpstreamUrl;
+use crate::dns::{FailOn, Strategy, Via};
 
 use super::layer::Raw;
 use super::{AttachMode, LogFormat, ReaderMode};
@@ -260,6 +263,61 @@ pub(super) fn virtual_address(raw: &Raw) -> Result<IpAddr, Problem> {
     Err(format!(
         "{address} is {kind}; a virtual address is one that no host owns, such as 10.30.30.30"
     ))
+}
+
+/// The strategy of a group; `parallel` where it is that one.
+pub(super) fn strategy(raw: &Raw, parallel: u32) -> Result<Strategy, Problem> {
+    choice(
+        raw,
+        &[
+            ("failover", Strategy::Failover),
+            ("fastest", Strategy::Fastest),
+            ("parallel", Strategy::Parallel(parallel)),
+            ("round-robin", Strategy::RoundRobin),
+        ],
+    )
+}
+
+/// One of the outcomes that count as failure, by its name.
+pub(super) fn failure(raw: &Raw) -> Result<&'static str, Problem> {
+    choice(raw, &FailOn::NAMES.map(|name| (name, name)))
+}
+
+/// A group's name.
+pub(super) fn group_name(raw: &Raw) -> Result<Arc<str>, Problem> {
+    let name = text(raw, "a name in quotes such as \"corp\"")?;
+    let is_name = !name.is_empty()
+        && name.len() <= 64
+        && name
+            .chars()
+            .all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    if !is_name {
+        return Err(format!(
+            "`{}` is no name for a group; it has 1 to 64 letters, digits, `-`, `_` and `.`",
+            name.escape_debug()
+        ));
+    }
+    Ok(Arc::from(name))
+}
+
+/// The domain of a route.
+pub(super) fn domain(raw: &Raw) -> Result<DomainName, Problem> {
+    let name: DomainName = parsed(raw, "a domain in quotes such as \"corp.example\"")?;
+    if name.octets() == [0] {
+        return Err(
+            "`.` is every name; dns.upstreams are asked about those that have no route".to_owned(),
+        );
+    }
+    Ok(name)
+}
+
+/// The way to a route's upstreams.
+pub(super) fn via(raw: &Raw) -> Result<Via, Problem> {
+    match text(raw, "\"bypass\", \"tunnel\" or an interface in quotes")? {
+        "bypass" => Ok(Via::Bypass),
+        "tunnel" => Ok(Via::Tunnel),
+        _ => interface(raw).map(|name| Via::Device(name.into())),
+    }
 }
 
 pub(super) fn upstream(raw: &Raw) -> Result<UpstreamUrl, Problem> {

@@ -552,6 +552,7 @@ mod tests {
             interfaces: Vec::new(),
             rules: rules.to_vec(),
             upstreams: Vec::new(),
+            groups: Vec::new(),
             cache: CacheStatus::default(),
             kernel: BTreeMap::new(),
             dns: json!({}),

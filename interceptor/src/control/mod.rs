@@ -18,8 +18,8 @@ mod server;
 mod socket;
 
 pub use model::{
-    CacheStatus, CachedAnswer, Flush, Flushed, InterfaceState, InterfaceStatus, ReaderStatus,
-    RuleStatus, Status, TierStatus, UpstreamStatus,
+    CacheStatus, CachedAnswer, Flush, Flushed, GroupStatus, InterfaceState, InterfaceStatus,
+    ReaderStatus, RuleStatus, Status, TierStatus, UpstreamStatus,
 };
 pub use server::{Backend, Refusal, serve};
 pub use socket::{BindError, ControlSocket, bind, inspect};

@@ -22,8 +22,10 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     /// Its rules.
     pub rules: Vec<RuleStatus>,
-    /// The resolvers it forwards to, in order.
+    /// The resolvers it forwards to, those of the default group first and in order.
     pub upstreams: Vec<UpstreamStatus>,
+    /// The groups that they are in, the default first.
+    pub groups: Vec<GroupStatus>,
     /// What is remembered.
     pub cache: CacheStatus,
     /// Packets by what the kernel program did with them and why.
@@ -104,6 +106,10 @@ pub struct RuleStatus {
 pub struct UpstreamStatus {
     /// Its URL.
     pub url: String,
+    /// How it is reached, where that is not by the bypass: `tunnel`, or a device.
+    pub via: Option<String>,
+    /// `up` or `down`.
+    pub state: String,
     /// Queries sent to it.
     pub sent: u64,
     /// Replies that counted.
@@ -112,6 +118,23 @@ pub struct UpstreamStatus {
     pub latency_microseconds: Option<u64>,
     /// What went wrong last; none while it answers.
     pub last_error: Option<String>,
+}
+
+/// Upstreams that stand in for each other, and the domains that they are asked about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// Its name; empty where it is a route's own.
+    pub name: String,
+    /// The domains that are routed to it; none for the default group.
+    pub domains: Vec<String>,
+    /// Which upstream is asked when.
+    pub strategy: String,
+    /// How its upstreams are reached: `bypass`, `tunnel` or a device.
+    pub via: String,
+    /// `up`, or `down` when all of its upstreams are.
+    pub state: String,
+    /// The URLs of its upstreams.
+    pub upstreams: Vec<String>,
 }
 
 /// What is remembered, and where.

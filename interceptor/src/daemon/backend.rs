@@ -12,8 +12,8 @@ use tracing::info;
 use super::rulebook::ChangeError;
 use super::{Parts, READER_MTU};
 use crate::control::{
-    Backend, CacheStatus, CachedAnswer, Flush, Flushed, ReaderStatus, Refusal, RuleStatus, Status,
-    TierStatus, UpstreamStatus,
+    Backend, CacheStatus, CachedAnswer, Flush, Flushed, GroupStatus, ReaderStatus, Refusal,
+    RuleStatus, Status, TierStatus, UpstreamStatus,
 };
 use crate::dns::cache::{DomainName, Entry, NameError, Qtype, QtypeError, Scope};
 use crate::dns::clock::Moment;
@@ -59,10 +59,20 @@ impl Backend for DaemonBackend {
         let dns = self.parts.dns.counters();
         let upstreams = dns.upstreams.iter().map(|upstream| UpstreamStatus {
             url: upstream.url.clone(),
+            via: upstream.via.clone(),
+            state: upstream.state.to_string(),
             sent: upstream.sent,
             answered: upstream.answered,
             latency_microseconds: upstream.latency_us,
             last_error: upstream.last_error.clone(),
+        });
+        let groups = dns.groups.iter().map(|group| GroupStatus {
+            name: group.name.clone(),
+            domains: group.domains.clone(),
+            strategy: group.strategy.clone(),
+            via: group.via.clone(),
+            state: group.state.to_string(),
+            upstreams: group.upstreams.clone(),
         });
         let reasons = self.parts.kernel.with(|kernel| kernel.reasons());
         let reasons = reasons.and_then(Result::ok).unwrap_or_default();
@@ -83,6 +93,7 @@ impl Backend for DaemonBackend {
             interfaces,
             rules: self.rules(),
             upstreams: upstreams.collect(),
+            groups: groups.collect(),
             cache: self.cache(),
             kernel: reasons
                 .into_iter()

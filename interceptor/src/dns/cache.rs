@@ -238,6 +238,19 @@ impl Cache {
         }
     }
 
+    /// Begins a new generation: what is being asked is neither stored nor handed on. Answers by routes that `stay` are
+    /// kept.
+    pub(in crate::dns) fn renew(&self, stay: impl Fn(RouteId) -> bool, all_stay: bool) {
+        let mut generation = self
+            .generation
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *generation += 1;
+        if !all_stay {
+            self.entries.retain(|key, _| stay(key.0.key().route()));
+        }
+    }
+
     /// Takes away what `scope` says, and makes sure that what is being asked is not stored; tells how many answers went.
     pub(in crate::dns) fn flush(&self, scope: &Scope) -> u64 {
         let mut generation = self

@@ -1,8 +1,8 @@
 //! What the DNS service counts, and snapshots of it for people and scripts.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::fmt::{self, Display};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -36,8 +36,38 @@ pub struct Counters {
     pub stopping: u64,
     /// Queries in flight.
     pub in_flight: u64,
-    /// The upstreams, in the order in which they are tried.
+    /// The upstreams, each once, those of the default group first and in the order of the configuration.
     pub upstreams: Vec<UpstreamCounters>,
+    /// The groups in use, the default first; one that several routes lead to is there for each.
+    pub groups: Vec<GroupCounters>,
+}
+
+/// Whether an upstream, or some upstream of a group, is up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It answers, as far as is known.
+    #[default]
+    Up,
+    /// It has failed several times in a row; it is asked last, and probed.
+    Down,
+}
+
+/// A group of upstreams at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct GroupCounters {
+    /// Its name; empty where it is a route's own.
+    pub name: String,
+    /// The domains that are routed to it; none for the default group.
+    pub domains: Vec<String>,
+    /// `failover`, `fastest`, `parallel` or `round-robin`.
+    pub strategy: String,
+    /// `bypass`, `tunnel` or a device.
+    pub via: String,
+    /// Down when all of its upstreams are.
+    pub state: State,
+    /// Its upstreams as they are configured.
+    pub upstreams: Vec<String>,
 }
 
 /// One counter for each transport.
@@ -54,6 +84,10 @@ pub struct ByTransport {
 pub struct UpstreamCounters {
     /// The upstream as it is configured.
     pub url: String,
+    /// How it is reached, where that is not by the bypass: `tunnel`, or a device.
+    pub via: Option<String>,
+    /// Whether it is up.
+    pub state: State,
     /// Queries sent, each transport and each attempt for itself.
     pub sent: u64,
     /// Replies that matched their query.
@@ -64,10 +98,19 @@ pub struct UpstreamCounters {
     pub errors: u64,
     /// Messages ignored: forged, broken or too late.
     pub ignored: u64,
-    /// Why the last attempt failed; absent when it was answered.
+    /// Why the last attempt failed; absent once the upstream has answered again.
     pub last_error: Option<String>,
     /// Time until the reply, smoothed, in microseconds; absent before the first reply.
     pub latency_us: Option<u64>,
+}
+
+impl Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Up => "up",
+            Self::Down => "down",
+        })
+    }
 }
 
 /// A number that only grows.
@@ -125,7 +168,12 @@ impl Meter {
         OpenConnection(self)
     }
 
-    pub(super) fn snapshot(&self, in_flight: u64, upstreams: Vec<UpstreamCounters>) -> Counters {
+    pub(super) fn snapshot(
+        &self,
+        in_flight: u64,
+        upstreams: Vec<UpstreamCounters>,
+        groups: Vec<GroupCounters>,
+    ) -> Counters {
         let replies = (0..).map(Rcode).zip(&self.replies);
         let replies = replies.map(|(rcode, counter)| (rcode.to_string(), counter.value()));
         let others = ("other".to_owned(), self.other_replies.value());
@@ -150,6 +198,7 @@ impl Meter {
             stopping: self.stopping.value(),
             in_flight,
             upstreams,
+            groups,
         }
     }
 }
@@ -170,31 +219,17 @@ pub(super) struct UpstreamMeter {
     errors: Counter,
     timeouts: Counter,
     last_error: Mutex<Option<String>>,
-    /// Attempts that failed since the last reply.
-    failures: AtomicU64,
+    /// There is one, so that an answer finds out without a lock.
+    has_error: AtomicBool,
     /// In microseconds; 0 before the first reply.
     latency: AtomicU64,
     pub(super) sent: Counter,
     pub(super) ignored: Arc<Counter>,
 }
 
-/// What an attempt says of the upstream as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Health {
-    /// As before.
-    Same,
-    /// It has failed several times in a row.
-    Failing,
-    /// It answers again.
-    Recovered,
-}
-
 impl UpstreamMeter {
-    /// How many attempts in a row fail before the upstream counts as failing.
-    pub(super) const PATIENCE: u64 = 3;
-
     /// Notes a reply that took `elapsed`; each new one weighs an eighth, as in TCP's round-trip time (RFC 6298 §2).
-    pub(super) fn answered(&self, elapsed: Duration) -> Health {
+    pub(super) fn answered(&self, elapsed: Duration) {
         self.answered.add();
         let sample = u64::try_from(elapsed.as_micros())
             .unwrap_or(u64::MAX)
@@ -204,55 +239,61 @@ impl UpstreamMeter {
             latency => (latency * 7 + sample) / 8,
         };
         self.latency.store(smoothed.max(1), Ordering::Relaxed);
-        let failures = self.failures.swap(0, Ordering::Relaxed);
-        if failures > 0 {
-            *self.last_error() = None;
-        }
-        if failures < Self::PATIENCE {
-            return Health::Same;
-        }
-        Health::Recovered
+        self.forget_error();
     }
 
     /// Notes an attempt that the network ended.
-    pub(super) fn failed(&self, error: &impl Display) -> Health {
+    pub(super) fn failed(&self, error: &impl Display) {
         self.errors.add();
-        self.failure(error.to_string())
+        self.note(error.to_string());
     }
 
     /// Notes an attempt that was given no reply in the time it had.
-    pub(super) fn timed_out(&self, patience: Duration) -> Health {
+    pub(super) fn timed_out(&self, patience: Duration) {
         self.timeouts.add();
         let patience =
             Duration::from_millis(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX));
-        self.failure(format!("no answer within {patience:?}"))
+        self.note(format!("no answer within {patience:?}"));
     }
 
-    fn failure(&self, reason: String) -> Health {
-        *self.last_error() = Some(reason);
-        let before = self.failures.fetch_add(1, Ordering::Relaxed);
-        if before + 1 != Self::PATIENCE {
-            return Health::Same;
+    /// Notes a reply that was no good, and why.
+    pub(super) fn was_wrong(&self, reason: String) {
+        self.note(reason);
+    }
+
+    pub(super) fn last_error(&self) -> Option<String> {
+        self.error().clone()
+    }
+
+    pub(super) fn forget_error(&self) {
+        if self.has_error.swap(false, Ordering::Relaxed) {
+            *self.error() = None;
         }
-        Health::Failing
     }
 
-    fn last_error(&self) -> MutexGuard<'_, Option<String>> {
+    fn note(&self, reason: String) {
+        *self.error() = Some(reason);
+        self.has_error.store(true, Ordering::Relaxed);
+    }
+
+    fn error(&self) -> MutexGuard<'_, Option<String>> {
         self.last_error
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn snapshot(&self, url: String) -> UpstreamCounters {
+    pub(super) fn snapshot(&self, url: String, state: State) -> UpstreamCounters {
         let latency = self.latency.load(Ordering::Relaxed);
         UpstreamCounters {
             url,
+            via: None,
+            state,
             sent: self.sent.value(),
             answered: self.answered.value(),
             timeouts: self.timeouts.value(),
             errors: self.errors.value(),
             ignored: self.ignored.value(),
-            last_error: self.last_error().clone(),
+            last_error: self.last_error(),
             latency_us: (latency > 0).then_some(latency),
         }
     }
@@ -268,7 +309,7 @@ mod tests {
         meter.replied(Rcode::NOERROR);
         meter.replied(Rcode::BADVERS);
         meter.replied(Rcode(4000));
-        let replies = meter.snapshot(0, Vec::new()).replies;
+        let replies = meter.snapshot(0, Vec::new(), Vec::new()).replies;
         let names: Vec<&str> = replies.keys().map(String::as_str).collect();
         assert_eq!(names, ["BADVERS", "NOERROR", "other"]);
     }
@@ -276,16 +317,19 @@ mod tests {
     #[test]
     fn latency_follows_the_replies_slowly() {
         let meter = UpstreamMeter::default();
-        assert_eq!(meter.snapshot(String::new()).latency_us, None);
+        assert_eq!(meter.snapshot(String::new(), State::Up).latency_us, None);
         meter.answered(Duration::from_millis(8));
         meter.answered(Duration::from_millis(16));
-        assert_eq!(meter.snapshot(String::new()).latency_us, Some(9000));
+        assert_eq!(
+            meter.snapshot(String::new(), State::Up).latency_us,
+            Some(9000)
+        );
     }
 
     #[test]
     fn what_failed_last_is_told_until_the_next_reply() {
         let meter = UpstreamMeter::default();
-        let last = || meter.snapshot(String::new()).last_error;
+        let last = || meter.snapshot(String::new(), State::Up).last_error;
         meter.failed(&"Connection refused");
         assert_eq!(last().as_deref(), Some("Connection refused"));
         meter.timed_out(Duration::from_micros(1_200_700));
@@ -295,23 +339,18 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_fails_at_the_third_failure_in_a_row_and_recovers_with_a_reply() {
-        let meter = UpstreamMeter::default();
-        let fail = || meter.timed_out(Duration::from_secs(1));
-        let answer = || meter.answered(Duration::from_millis(1));
-        assert_eq!([fail(), fail(), answer()], [Health::Same; 3]);
-        assert_eq!([fail(), fail()], [Health::Same; 2]);
-        assert_eq!([fail(), fail()], [Health::Failing, Health::Same]);
-        assert_eq!([answer(), answer()], [Health::Recovered, Health::Same]);
-    }
-
-    #[test]
     fn a_connection_is_open_until_its_guard_goes() {
         let meter = Meter::default();
         let guard = meter.connection();
-        assert_eq!(meter.snapshot(0, Vec::new()).open_connections, 1);
+        assert_eq!(
+            meter.snapshot(0, Vec::new(), Vec::new()).open_connections,
+            1
+        );
         drop(guard);
-        assert_eq!(meter.snapshot(0, Vec::new()).open_connections, 0);
-        assert_eq!(meter.snapshot(0, Vec::new()).connections, 1);
+        assert_eq!(
+            meter.snapshot(0, Vec::new(), Vec::new()).open_connections,
+            0
+        );
+        assert_eq!(meter.snapshot(0, Vec::new(), Vec::new()).connections, 1);
     }
 }

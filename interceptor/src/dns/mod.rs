@@ -1,7 +1,7 @@
 //! DNS: takes a query with its context and returns a reply; knows neither packets nor BPF.
 //!
 //! `server` (and `connection`, for TCP) speaks with clients, `resolver` decides who answers, `cache` remembers,
-//! `upstream` asks others, `answers` hands on what others can answer as well.
+//! `policy` who is asked about a name, `upstream` asks, `answers` hands on what others can answer as well.
 //! What travels between them is checked once, where it comes in: a [`query::Query`] is a valid query, a
 //! [`reply::Reply`] a reply that matches its request. Both keep their wire form, which `wire` patches in place.
 
@@ -13,6 +13,7 @@ mod connection;
 pub mod counters;
 mod framing;
 mod padding;
+mod policy;
 pub mod query;
 pub mod reply;
 mod resolver;
@@ -25,11 +26,13 @@ pub mod upstream;
 pub mod wire;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::answers::AnswerSink;
 pub use self::cache::CacheConfig;
 pub use self::counters::Counters;
+pub use self::policy::{DEFAULT_GROUP, FailOn, GroupConfig, RouteConfig, Strategy, Target, Via};
 pub use self::server::Server;
 use self::upstream::UpstreamUrl;
 
@@ -42,8 +45,16 @@ pub const MAX_IN_FLIGHT_PER_CLIENT: usize = MAX_IN_FLIGHT / 4;
 /// The DNS service's settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DnsConfig {
-    /// Resolvers that queries are forwarded to, tried in order.
+    /// Resolvers that queries are forwarded to where no route says otherwise: the default group.
     pub upstreams: Vec<UpstreamUrl>,
+    /// Which of them is asked when.
+    pub strategy: Strategy,
+    /// Which of their outcomes make the next one be asked.
+    pub fail_on: FailOn,
+    /// Further groups, for routes.
+    pub groups: Vec<GroupConfig>,
+    /// Domains with upstreams of their own.
+    pub routes: Vec<RouteConfig>,
     /// How long one upstream may take before the next is asked as well.
     pub attempt_timeout: Duration,
     /// How often the list of upstreams is gone through.
@@ -56,11 +67,45 @@ pub struct DnsConfig {
     pub cache: CacheConfig,
 }
 
+impl DnsConfig {
+    /// The default group, and then the others.
+    fn all_groups(&self) -> Vec<GroupConfig> {
+        let default = GroupConfig {
+            name: Arc::from(DEFAULT_GROUP),
+            upstreams: self.upstreams.clone(),
+            strategy: self.strategy,
+            fail_on: self.fail_on,
+        };
+        [default].into_iter().chain(self.groups.clone()).collect()
+    }
+
+    /// The upstreams that may be asked, each with the way to it; some are there more than once.
+    pub fn ways(&self) -> Vec<(UpstreamUrl, Via)> {
+        let default = self.upstreams.iter().map(|url| (url.clone(), Via::Bypass));
+        let routed = self.routes.iter().flat_map(|route| {
+            let upstreams = match &route.target {
+                Target::Upstreams(upstreams) => upstreams.as_slice(),
+                Target::Group(name) if &**name == DEFAULT_GROUP => &self.upstreams,
+                Target::Group(name) => {
+                    let group = self.groups.iter().find(|group| group.name == *name);
+                    group.map_or(&[][..], |group| &group.upstreams)
+                }
+            };
+            upstreams.iter().map(|url| (url.clone(), route.via.clone()))
+        });
+        default.chain(routed).collect()
+    }
+}
+
 impl Default for DnsConfig {
     fn default() -> Self {
         let public = |address: [u8; 4]| UpstreamUrl::Udp(SocketAddr::from((address, 53)));
         Self {
             upstreams: vec![public([8, 8, 8, 8]), public([8, 8, 4, 4])],
+            strategy: Strategy::default(),
+            fail_on: FailOn::default(),
+            groups: Vec::new(),
+            routes: Vec::new(),
             attempt_timeout: Duration::from_millis(1200),
             rounds: 2,
             deadline: Duration::from_secs(5),

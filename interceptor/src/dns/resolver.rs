@@ -1,7 +1,8 @@
 //! The order of answering: what policy decides at once, then what is remembered, then the upstreams.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
@@ -12,7 +13,8 @@ use super::cache::{
     Cache, CacheCounters, Entry, Flight, Flights, Found, Key, Kind, RouteId, Scope, is_shared,
 };
 use super::clock::{Clock, Moment};
-use super::counters::{Meter, UpstreamCounters};
+use super::counters::{GroupCounters, Meter, UpstreamCounters};
+use super::policy::{Policy, RouteIds};
 use super::query::{Query, Request, TYPE_AXFR, TYPE_IXFR};
 use super::reply::Reply;
 use super::upstream::forward::{Failure, Forwarder};
@@ -30,7 +32,10 @@ pub(super) struct Resolver {
 
 /// What outlives a query: the parts that questions on their way need.
 struct Core {
-    forwarder: Forwarder,
+    policy: ArcSwap<Policy>,
+    /// Held while a policy is replaced.
+    ids: Mutex<RouteIds>,
+    bypass: Bypass,
     cache: Option<Cache>,
     flights: Arc<Flights>,
     refreshes: Arc<Semaphore>,
@@ -54,9 +59,13 @@ impl Resolver {
         clock: Clock,
     ) -> Self {
         let cache = &config.cache;
+        let mut ids = RouteIds::default();
+        let policy = Policy::new(config, bypass, None, &mut ids);
         Self {
             core: Arc::new(Core {
-                forwarder: Forwarder::new(config, bypass),
+                policy: ArcSwap::from_pointee(policy),
+                ids: Mutex::new(ids),
+                bypass: bypass.clone(),
                 cache: cache.enabled.then(|| Cache::new(cache.clone())),
                 flights: Arc::default(),
                 refreshes: Arc::new(Semaphore::new(MAX_REFRESHES)),
@@ -84,9 +93,10 @@ impl Resolver {
         if !is_shared(query) {
             return None;
         }
-        let key = Key::of(query, RouteId::DEFAULT)?;
-        let now = self.core.clock.now();
+        // The generation first: what is looked up by an outdated policy is then handed on to nobody.
         let generation = cache.generation();
+        let key = self.core.key(query)?;
+        let now = self.core.clock.now();
         match cache.find(key.as_ref(), now) {
             Found::Fresh(entry) => {
                 cache.meter.hits.add();
@@ -114,8 +124,9 @@ impl Resolver {
         let Some((cache, key)) = self.core.shared(query) else {
             meter.forwarded.add();
             let request = query.request();
-            let outcome = self.core.forwarder.forward(&request, transport, arrived);
-            return Answer::of(query, outcome.await, meter);
+            let forwarder = self.core.forwarder(query);
+            let outcome = forwarder.forward(&request, transport, arrived).await;
+            return Answer::of(query, outcome, meter);
         };
         cache.meter.misses.add();
         let question = query.question_octets();
@@ -143,8 +154,32 @@ impl Resolver {
         Answer::remembered(query, &stale, self.core.clock.now())
     }
 
+    /// Replaces upstreams, groups, routes and how long they are asked; everything else stays as it is. Queries on their
+    /// way finish as they began.
+    pub(super) fn apply(&self, config: &DnsConfig) {
+        let core = &self.core;
+        let mut ids = core.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = core.policy.load_full();
+        let is_anew = ids.reserve(1 + config.routes.len());
+        let after = Policy::new(config, &core.bypass, Some(&before), &mut ids);
+        let after = Arc::new(after);
+        let all_stay = !is_anew && before.routes().all(|route| after.has(route));
+        core.policy.store(Arc::clone(&after));
+        // After the policy: who has read the new generation has the new policy.
+        if let Some(cache) = &core.cache {
+            cache.renew(|route| !is_anew && after.has(route), all_stay);
+        }
+        if let Some(answers) = &core.answers {
+            answers.forget_all();
+        }
+    }
+
     pub(super) fn upstreams(&self) -> Vec<UpstreamCounters> {
-        self.core.forwarder.counters()
+        self.core.policy.load().upstreams()
+    }
+
+    pub(super) fn groups(&self) -> Vec<GroupCounters> {
+        self.core.policy.load().groups()
     }
 
     /// What the cache counts; nothing where there is none.
@@ -191,8 +226,23 @@ impl Core {
     fn shared(&self, query: &Query<'_>) -> Option<(&Cache, Key)> {
         let cache = self.cache.as_ref()?;
         let is_asked_for_all = is_shared(query) && query.is_recursion_desired();
-        let key = Key::of(query, RouteId::DEFAULT)?;
+        let key = self.key(query)?;
         is_asked_for_all.then_some((cache, key))
+    }
+
+    /// The key of the answer to `query` by the route that its name has.
+    fn key(&self, query: &Query<'_>) -> Option<Key> {
+        let key = Key::of(query, RouteId::DEFAULT)?;
+        let policy = self.policy.load();
+        let route = policy.way(key.as_ref().name()).route;
+        Some(key.by(route))
+    }
+
+    /// Who is asked about the name in `query`.
+    fn forwarder(&self, query: &Query<'_>) -> Arc<Forwarder> {
+        let key = Key::of(query, RouteId::DEFAULT);
+        let name = key.as_ref().map_or(&[][..], |key| key.as_ref().name());
+        Arc::clone(&self.policy.load().way(name).forwarder)
     }
 
     /// Asks the upstreams for `key`, in the letter case of `question`, unless they are being asked; tells whether they
@@ -206,7 +256,14 @@ impl Core {
         arrived: Instant,
         is_popular: bool,
     ) -> (Flight, bool) {
+        // The generation first: what an outdated policy makes of it is then not kept.
         let generation = self.cache.as_ref().map_or(0, Cache::generation);
+        let (route, forwarder) = {
+            let policy = self.policy.load();
+            let way = policy.way(key.as_ref().name());
+            (way.route, Arc::clone(&way.forwarder))
+        };
+        let key = &key.by(route);
         // Who takes no truncated reply cannot wait for one, and who asks after a flush not for what was asked before.
         let transport_octet = [u8::from(transport == Transport::Tcp)];
         let name = [
@@ -219,7 +276,7 @@ impl Core {
             let (core, key) = (Arc::clone(self), *key);
             let question: Box<[u8]> = question.into();
             let work = async move {
-                let outcome = core.forward(&key, &question, transport, arrived).await;
+                let outcome = forward(&forwarder, &key, &question, transport, arrived).await;
                 let now = core.clock.now();
                 let cache = core.cache.as_ref();
                 let kept = cache.and_then(|it| it.settle(key.as_ref(), generation, &outcome, now));
@@ -230,32 +287,6 @@ impl Core {
             };
             work.boxed()
         })
-    }
-
-    async fn forward(
-        &self,
-        key: &Key,
-        question: &[u8],
-        transport: Transport,
-        arrived: Instant,
-    ) -> Result<Reply, Failure> {
-        let request = |edns| {
-            let key = key.as_ref();
-            let (dnssec_ok, unchecked) = (key.is_dnssec_ok(), key.is_checking_disabled());
-            Request::shared(question, dnssec_ok, unchecked, edns)
-        };
-        let outcome = self
-            .forwarder
-            .forward(&request(true), transport, arrived)
-            .await;
-        if !matches!(&outcome, Ok(reply) if reply.may_lack_edns()) {
-            return outcome;
-        }
-        let plain = self
-            .forwarder
-            .forward(&request(false), transport, arrived)
-            .await;
-        plain.or(outcome)
     }
 
     /// Counts `hits` clients of `entry`, and asks for it again where it is time.
@@ -331,6 +362,27 @@ impl Answer {
             wire: entry.reply(query, now),
         }
     }
+}
+
+/// Asks for `key`, once more without EDNS where that may help.
+async fn forward(
+    forwarder: &Forwarder,
+    key: &Key,
+    question: &[u8],
+    transport: Transport,
+    arrived: Instant,
+) -> Result<Reply, Failure> {
+    let request = |edns| {
+        let key = key.as_ref();
+        let (dnssec_ok, unchecked) = (key.is_dnssec_ok(), key.is_checking_disabled());
+        Request::shared(question, dnssec_ok, unchecked, edns)
+    };
+    let outcome = forwarder.forward(&request(true), transport, arrived).await;
+    if !matches!(&outcome, Ok(reply) if reply.may_lack_edns()) {
+        return outcome;
+    }
+    let plain = forwarder.forward(&request(false), transport, arrived).await;
+    plain.or(outcome)
 }
 
 /// Whether a reply says something of the name, rather than of the upstream (RFC 8767 §6).

@@ -63,13 +63,22 @@ impl Server {
         })
     }
 
+    /// Replaces upstreams, groups, routes and the time that they have (`attempt_timeout`, `rounds`, `deadline`), in one
+    /// step and while queries are answered; what else `config` says is for the next start. Upstreams that stay keep
+    /// their connections, and queries on their way finish as they began.
+    pub fn apply(&self, config: &DnsConfig) {
+        self.shared.resolver.apply(config);
+    }
+
     /// What was counted since the start.
     pub fn counters(&self) -> Counters {
         let shared = &self.shared;
         let in_flight = shared.admission.in_flight() as u64;
-        shared
-            .meter
-            .snapshot(in_flight, shared.resolver.upstreams())
+        shared.meter.snapshot(
+            in_flight,
+            shared.resolver.upstreams(),
+            shared.resolver.groups(),
+        )
     }
 
     /// What the cache counts; nothing where there is none.

@@ -19,7 +19,7 @@ const CHECKING_DISABLED: u8 = 2;
 pub struct RouteId(pub u16);
 
 impl RouteId {
-    /// The configured upstreams.
+    /// The upstreams that are asked where no route says otherwise, at the start.
     pub const DEFAULT: Self = Self(0);
 }
 
@@ -67,6 +67,16 @@ impl Key {
             octets,
             length: question.len() + 3,
         })
+    }
+
+    /// The same by another route.
+    #[must_use]
+    pub(in crate::dns) fn by(mut self, route: RouteId) -> Self {
+        let at = self.length.saturating_sub(2);
+        if let Some(octets) = self.octets.get_mut(at..self.length) {
+            octets.copy_from_slice(&route.0.to_be_bytes());
+        }
+        self
     }
 
     pub(in crate::dns) fn as_ref(&self) -> KeyRef<'_> {

@@ -14,7 +14,7 @@ use crate::dns::clock::Moment;
 use crate::dns::query::{Query, Request};
 
 /// A domain name in wire form, lower-cased.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DomainName(Vec<u8>);
 
 /// A record type by its number.
@@ -51,6 +51,18 @@ impl FromStr for DomainName {
         let mut octets = name.to_bytes().map_err(|_| error())?;
         octets.make_ascii_lowercase();
         Ok(Self(octets))
+    }
+}
+
+impl fmt::Display for DomainName {
+    /// As people write it, without the final dot where there is more than it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = rr::Name::from_bytes(&self.0).map(|name| name.to_ascii());
+        let text = text.map_err(|_| fmt::Error)?;
+        match text.strip_suffix('.') {
+            Some(name) if !name.is_empty() => f.write_str(name),
+            _ => f.write_str(&text),
+        }
     }
 }
 

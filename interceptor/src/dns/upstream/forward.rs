@@ -2,33 +2,43 @@
 
 use std::future::ready;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
-use super::{Upstream, UpstreamCounters};
-use crate::bypass::Bypass;
-use crate::dns::DnsConfig;
+use super::Upstream;
+use super::health::Cause;
+use super::order::{AllDown, Order, Turns};
+use crate::dns::counters::{GroupCounters, State};
+use crate::dns::policy::{FailOn, Strategy};
 use crate::dns::query::Request;
 use crate::dns::reply::Reply;
 use crate::dns::wire::Rcode;
 use crate::rules::Transport;
 
-/// What is kept of the deadline so that the client hears of a failure before it has given up itself.
-const RESERVE: Duration = Duration::from_millis(100);
-
 /// The least time from the start of one round to the next, so that a network that fails at once has time to recover.
 const ROUND_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Asks upstreams in order until one has a good answer.
+/// Asks the upstreams of a group until one has a good answer.
 pub(in crate::dns) struct Forwarder {
-    upstreams: Vec<Upstream>,
-    attempt_timeout: Duration,
-    rounds: u32,
-    budget: Duration,
+    order: Order,
+    fail_on: FailOn,
+    timing: Timing,
+}
+
+/// How long and how often upstreams are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::dns) struct Timing {
+    /// How long one may take before the next is asked as well.
+    pub(in crate::dns) attempt_timeout: Duration,
+    /// How often all of them are gone through.
+    pub(in crate::dns) rounds: u32,
+    /// From a query's arrival to the end of all attempts.
+    pub(in crate::dns) budget: Duration,
 }
 
 /// Why there is no reply at all.
@@ -41,21 +51,21 @@ pub(in crate::dns) enum Failure {
 }
 
 impl Forwarder {
-    pub(in crate::dns) fn new(config: &DnsConfig, bypass: &Bypass) -> Self {
-        let upstreams = config.upstreams.iter();
+    pub(in crate::dns) fn new(
+        upstreams: Vec<Arc<Upstream>>,
+        strategy: Strategy,
+        fail_on: FailOn,
+        timing: Timing,
+    ) -> Self {
         Self {
-            upstreams: upstreams
-                .map(|url| Upstream::new(url.clone(), bypass.clone()))
-                .collect(),
-            attempt_timeout: config.attempt_timeout,
-            rounds: config.rounds,
-            budget: config
-                .deadline
-                .saturating_sub(RESERVE.min(config.deadline / 4)),
+            order: Order::new(upstreams, strategy),
+            fail_on,
+            timing,
         }
     }
 
-    /// Asks for a client that came by `transport` at `arrived`, and answers before the deadline.
+    /// Asks for a client that came by `transport` at `arrived`, and answers before the deadline; at once where every
+    /// upstream is known to be down and somebody has just tried.
     ///
     /// An upstream that does not answer in time is not forgotten: the next one is asked as well, and the first good
     /// reply counts. A reply that says the upstream failed or refused is kept for when there is no better one.
@@ -65,66 +75,91 @@ impl Forwarder {
         transport: Transport,
         arrived: Instant,
     ) -> Result<Reply, Failure> {
-        let mut plan = Plan::new(self.upstreams.len(), self.rounds);
-        let Some(index) = plan.next() else {
-            return Err(Failure::Unreachable);
-        };
         let asked = Instant::now();
-        let race = Race {
-            plan,
-            latest: Some(index),
-            asked,
-            round_due: asked + self.attempt_timeout.min(ROUND_INTERVAL),
-            fallback: None,
-            give_up: arrived + self.budget,
-            retries: 0,
-            failed: false,
-        };
-        let due = asked + self.attempt_timeout;
-        let mut alarm = pin!(sleep_until(race.give_up.min(due)));
+        let index = self.order.first(asked)?;
+        let give_up = arrived + self.timing.budget;
+        if self.order.breadth() > 1 {
+            return Box::pin(self.ask_many(request, transport, index, asked, give_up)).await;
+        }
+        if let Some(upstream) = self.order.explored(index) {
+            explore(upstream, request, give_up);
+        }
+        let mut alarm = pin!(sleep_until(self.due(asked, give_up)));
         let mut first = pin!(self.attempt(index, request, None));
         let first = tokio::select! {
             biased;
             attempt = &mut first => match attempt.outcome {
-                Ok(reply) if is_good(&reply) => return Ok(reply),
+                Ok(reply) if self.is_good(&reply) => return Ok(reply),
                 outcome => ready(Attempt { outcome, ..attempt }).boxed(),
             },
             () = &mut alarm => first.boxed(),
         };
         // Apart, so that the many queries that need no more than one attempt need not have room for it.
-        Box::pin(self.persist(request, transport, race, first, alarm)).await
+        Box::pin(async move {
+            let mut turns = Turns::new(self.order.from(index), self.timing.rounds);
+            turns.next();
+            let race = Race::new(turns, vec![index], asked, give_up, &self.timing);
+            let attempts = FuturesUnordered::from_iter([first]);
+            self.persist(request, transport, race, attempts, alarm)
+                .await
+        })
+        .await
     }
 
-    /// Goes on where the `first` attempt did not settle it by itself.
+    /// Asks several at once, `first` among them.
+    async fn ask_many(
+        &self,
+        request: &Request,
+        transport: Transport,
+        first: usize,
+        asked: Instant,
+        give_up: Instant,
+    ) -> Result<Reply, Failure> {
+        let order = self.order.from(first);
+        let breadth = self.order.breadth().min(order.len());
+        let mut turns = Turns::new(order, self.timing.rounds);
+        let latest: Vec<usize> = (0..breadth).filter_map(|_| turns.next()).collect();
+        let attempts: FuturesUnordered<_> = latest
+            .iter()
+            .map(|index| self.attempt(*index, request, None).boxed())
+            .collect();
+        let race = Race::new(turns, latest, asked, give_up, &self.timing);
+        let alarm = pin!(sleep_until(self.due(asked, give_up)));
+        self.persist(request, transport, race, attempts, alarm)
+            .await
+    }
+
+    /// Goes on with the first `attempts`, where one did not settle it by itself.
     async fn persist<'a>(
         &'a self,
         request: &'a Request,
         transport: Transport,
         mut race: Race,
-        first: BoxFuture<'a, Attempt>,
+        mut attempts: FuturesUnordered<BoxFuture<'a, Attempt>>,
         mut alarm: Pin<&mut Sleep>,
     ) -> Result<Reply, Failure> {
-        let mut attempts = FuturesUnordered::from_iter([first]);
         let mut ask_next = false;
         loop {
-            let opens_round = race.plan.opens_round();
+            let opens_round = race.turns.opens_round();
             if ask_next && opens_round && Instant::now() < race.round_due {
                 ask_next = false;
-                race.latest = None;
+                race.latest.clear();
                 alarm.as_mut().reset(race.give_up.min(race.round_due));
             }
             if ask_next {
                 ask_next = false;
                 if opens_round {
-                    race.round_due = Instant::now() + self.attempt_timeout.min(ROUND_INTERVAL);
+                    race.round_due =
+                        Instant::now() + self.timing.attempt_timeout.min(ROUND_INTERVAL);
                 }
-                race.latest = race.plan.next();
-                match race.latest {
+                let next = race.turns.next();
+                race.latest.clear();
+                race.latest.extend(next);
+                match next {
                     Some(index) => {
                         attempts.push(self.attempt(index, request, None).boxed());
                         race.asked = Instant::now();
-                        let due = race.asked + self.attempt_timeout;
-                        alarm.as_mut().reset(race.give_up.min(due));
+                        alarm.as_mut().reset(self.due(race.asked, race.give_up));
                     }
                     None if attempts.is_empty() || race.is_over() => break,
                     None => alarm.as_mut().reset(race.give_up),
@@ -134,23 +169,27 @@ impl Forwarder {
                 biased;
                 Some(attempt) = attempts.next() => match attempt.outcome {
                     Ok(reply) if reply.is_truncated() && attempt.transport == Transport::Udp => {
-                        race.plan.answered(attempt.index);
+                        race.turns.answered(attempt.index);
                         race.keep(reply);
                         race.retries += 1;
                         let over_tcp = Some(Transport::Tcp);
                         attempts.push(self.attempt(attempt.index, request, over_tcp).boxed());
                         if transport == Transport::Udp {
-                            race.give_up = race.give_up.min(Instant::now() + self.attempt_timeout);
+                            race.give_up = race.give_up.min(Instant::now() + self.timing.attempt_timeout);
                             let due = alarm.deadline().min(race.give_up);
                             alarm.as_mut().reset(due);
                         }
                     }
-                    Ok(reply) if is_good(&reply) => return Ok(reply),
+                    Ok(reply) if self.is_good(&reply) => {
+                        self.blame(&race.faults);
+                        return Ok(reply);
+                    }
                     outcome => {
                         race.retries -= usize::from(attempt.is_retry);
                         match outcome {
                             Ok(reply) => {
-                                race.plan.answered(attempt.index);
+                                race.turns.answered(attempt.index);
+                                race.faults.push((attempt.index, reply.rcode()));
                                 race.keep(reply);
                             }
                             Err(_) => race.failed = true,
@@ -159,8 +198,9 @@ impl Forwarder {
                     }
                 },
                 () = &mut alarm => {
-                    if let Some(upstream) = race.latest.take().and_then(|index| self.upstreams.get(index)) {
-                        upstream.timed_out(alarm.deadline() - race.asked);
+                    let patience = alarm.deadline() - race.asked;
+                    for index in race.latest.drain(..) {
+                        self.order.upstreams()[index].timed_out(patience, self.fail_on.timeout);
                     }
                     if Instant::now() >= race.give_up {
                         break;
@@ -176,8 +216,46 @@ impl Forwarder {
         }
     }
 
-    pub(in crate::dns) fn counters(&self) -> Vec<UpstreamCounters> {
-        self.upstreams.iter().map(Upstream::counters).collect()
+    pub(in crate::dns) fn upstreams(&self) -> &[Arc<Upstream>] {
+        self.order.upstreams()
+    }
+
+    pub(in crate::dns) fn counters(&self, name: &str, domains: Vec<String>) -> GroupCounters {
+        let upstreams = self.order.upstreams();
+        let is_down = upstreams.iter().all(|it| it.health.is_down());
+        GroupCounters {
+            name: name.to_owned(),
+            domains,
+            strategy: self.order.strategy().name().to_owned(),
+            via: upstreams
+                .first()
+                .map_or_else(String::new, |it| it.via().to_string()),
+            state: if is_down { State::Down } else { State::Up },
+            upstreams: upstreams.iter().map(|it| it.label()).collect(),
+        }
+    }
+
+    /// When an attempt that began at `asked` has had its time.
+    fn due(&self, asked: Instant, give_up: Instant) -> Instant {
+        if self.fail_on.timeout {
+            give_up.min(asked + self.timing.attempt_timeout)
+        } else {
+            give_up
+        }
+    }
+
+    /// Whether another upstream could not say it better.
+    fn is_good(&self, reply: &Reply) -> bool {
+        !reply.is_truncated() && !self.fail_on.contains(reply.rcode())
+    }
+
+    /// Holds against upstreams what they said where another one had a good answer. Otherwise it may be the name's fault.
+    fn blame(&self, faults: &[(usize, Rcode)]) {
+        for (index, rcode) in faults {
+            if self.fail_on.contains(*rcode) {
+                self.order.upstreams()[*index].was_wrong(*rcode);
+            }
+        }
     }
 
     /// One exchange with the upstream at `index`, over its own transport or once more over `transport`.
@@ -187,14 +265,18 @@ impl Forwarder {
         request: &Request,
         transport: Option<Transport>,
     ) -> Attempt {
-        let upstream = &self.upstreams[index];
+        let upstream = &self.order.upstreams()[index];
         let is_retry = transport.is_some();
         let transport = transport.unwrap_or_else(|| upstream.transport());
+        let outcome = upstream.exchange(request, transport).await;
+        if matches!(&outcome, Ok(reply) if !self.fail_on.contains(reply.rcode())) {
+            upstream.did_well();
+        }
         Attempt {
             index,
             transport,
             is_retry,
-            outcome: upstream.exchange(request, transport).await,
+            outcome,
         }
     }
 }
@@ -209,14 +291,16 @@ struct Attempt {
 
 /// How one query's forwarding stands.
 struct Race {
-    plan: Plan,
-    /// The upstream that was asked last and may still answer in time.
-    latest: Option<usize>,
-    /// When it was asked.
+    turns: Turns,
+    /// The upstreams that were asked last and may still answer in time.
+    latest: Vec<usize>,
+    /// When they were asked.
     asked: Instant,
     /// When the next round may begin.
     round_due: Instant,
     fallback: Option<Reply>,
+    /// What upstreams said that is no good.
+    faults: Vec<(usize, Rcode)>,
     give_up: Instant,
     /// The network has ended an attempt.
     failed: bool,
@@ -225,9 +309,29 @@ struct Race {
 }
 
 impl Race {
+    fn new(
+        turns: Turns,
+        latest: Vec<usize>,
+        asked: Instant,
+        give_up: Instant,
+        timing: &Timing,
+    ) -> Self {
+        Self {
+            turns,
+            latest,
+            asked,
+            round_due: asked + timing.attempt_timeout.min(ROUND_INTERVAL),
+            fallback: None,
+            faults: Vec::new(),
+            give_up,
+            failed: false,
+            retries: 0,
+        }
+    }
+
     /// Whether every upstream has said what it has to say.
     fn is_over(&self) -> bool {
-        self.retries == 0 && self.plan.answered.len() == self.plan.upstreams
+        self.retries == 0 && self.turns.have_all_answered()
     }
 
     /// Keeps `reply` for when nothing better comes.
@@ -242,61 +346,25 @@ impl Race {
     }
 }
 
-/// Whose turn it is: every upstream in order, a number of rounds, without those that answered.
-struct Plan {
-    upstreams: usize,
-    left: usize,
-    turn: usize,
-    answered: Vec<usize>,
-}
-
-impl Plan {
-    fn new(upstreams: usize, rounds: u32) -> Self {
-        let rounds = usize::try_from(rounds).unwrap_or(usize::MAX);
-        Self {
-            upstreams,
-            left: upstreams.saturating_mul(rounds),
-            turn: 0,
-            answered: Vec::new(),
+impl From<AllDown> for Failure {
+    fn from(AllDown { cause }: AllDown) -> Self {
+        match cause {
+            Cause::Silence => Self::Unreachable,
+            Cause::Network => Self::Network,
         }
-    }
-
-    fn answered(&mut self, index: usize) {
-        if !self.answered.contains(&index) {
-            self.answered.push(index);
-        }
-    }
-
-    /// Whether the next turn is the first of a round.
-    fn opens_round(&self) -> bool {
-        let mut in_round = self.turn..self.upstreams;
-        let opens_round = match self.turn {
-            0 => self.left > 0,
-            _ => self.left > in_round.len() && in_round.all(|index| self.answered.contains(&index)),
-        };
-        opens_round && self.answered.len() < self.upstreams
-    }
-
-    fn next(&mut self) -> Option<usize> {
-        while self.left > 0 && self.answered.len() < self.upstreams {
-            let index = self.turn;
-            self.left -= 1;
-            self.turn = (self.turn + 1) % self.upstreams;
-            if !self.answered.contains(&index) {
-                return Some(index);
-            }
-        }
-        None
     }
 }
 
-/// Whether another upstream could not say it better.
-fn is_good(reply: &Reply) -> bool {
-    !reply.is_truncated()
-        && !matches!(
-            reply.rcode(),
-            Rcode::FORMERR | Rcode::SERVFAIL | Rcode::NOTIMP | Rcode::REFUSED | Rcode::BADVERS
-        )
+/// Asks an upstream for what others are asked as well, only to learn how fast it is.
+fn explore(upstream: &Arc<Upstream>, request: &Request, give_up: Instant) {
+    let (upstream, request) = (Arc::clone(upstream), request.clone());
+    tokio::spawn(async move {
+        let asked = Instant::now();
+        let exchange = upstream.exchange(&request, upstream.transport());
+        if timeout_at(give_up, exchange).await.is_err() {
+            upstream.timed_out(give_up - asked, true);
+        }
+    });
 }
 
 /// Which of two replies that are not good says more.
@@ -307,52 +375,5 @@ fn merit(reply: &Reply) -> u8 {
         Rcode::NOTIMP => 1,
         Rcode::FORMERR | Rcode::BADVERS => 0,
         _ => 4,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_upstream_has_its_turn_in_every_round() {
-        let mut plan = Plan::new(2, 2);
-        let turns: Vec<usize> = std::iter::from_fn(|| plan.next()).collect();
-        assert_eq!(turns, [0, 1, 0, 1]);
-    }
-
-    #[test]
-    fn a_round_is_opened_by_the_first_upstream_that_has_not_answered() {
-        let mut plan = Plan::new(3, 2);
-        let mut openings = Vec::new();
-        loop {
-            let opens_round = plan.opens_round();
-            let Some(index) = plan.next() else {
-                break;
-            };
-            openings.push((index, opens_round));
-            if openings.len() == 2 {
-                plan.answered(0);
-                plan.answered(2);
-            }
-        }
-        assert_eq!(openings, [(0, true), (1, false), (1, true)]);
-        assert!(!plan.opens_round());
-    }
-
-    #[test]
-    fn an_upstream_that_answered_is_not_asked_again() {
-        let mut plan = Plan::new(2, 3);
-        assert_eq!(plan.next(), Some(0));
-        plan.answered(0);
-        plan.answered(0);
-        let turns: Vec<usize> = std::iter::from_fn(|| plan.next()).collect();
-        assert_eq!(turns, [1, 1, 1]);
-    }
-
-    #[test]
-    fn without_upstreams_nobody_is_asked() {
-        assert_eq!(Plan::new(0, 2).next(), None);
-        assert_eq!(Plan::new(2, 0).next(), None);
     }
 }

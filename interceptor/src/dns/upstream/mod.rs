@@ -4,8 +4,10 @@ mod encrypted;
 mod encrypted_url;
 pub(super) mod forward;
 mod h3;
+mod health;
 mod http_message;
 mod https;
+mod order;
 mod pin;
 mod quic;
 mod session;
@@ -15,32 +17,43 @@ mod tls;
 mod udp;
 mod url;
 
-use std::fmt::Display;
 use std::io;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use self::encrypted::Encrypted;
 pub use self::encrypted_url::{EncryptedUrl, Method, Roots, Scheme};
+use self::health::{Cause, Change, Health};
 pub use self::pin::Pin;
 use self::stream::StreamUpstream;
 use self::tcp::TcpDial;
 pub use self::tls::TlsFileError;
 use self::udp::UdpUpstream;
 pub use self::url::{UpstreamUrl, UpstreamUrlError};
-use super::counters::{Health, UpstreamCounters, UpstreamMeter};
+use super::counters::{State, UpstreamCounters, UpstreamMeter};
+use super::policy::{FailOn, Via};
 use super::query::Request;
 use super::reply::Reply;
+use super::wire::Rcode;
 use crate::bypass::Bypass;
 use crate::rules::Transport;
+
+/// What is asked of an upstream that is down, as any resolver can answer it: the root's name servers.
+const PROBE: [u8; 5] = [0, 0, 2, 0, 1];
+
+/// How long a probe waits.
+const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// One resolver and what is known about it.
 pub(super) struct Upstream {
     url: UpstreamUrl,
+    via: Via,
     way: Way,
     meter: UpstreamMeter,
+    health: Health,
 }
 
 /// How an upstream is reached. What is encrypted has no other way, so that nothing can fall back to plain text.
@@ -53,7 +66,13 @@ enum Way {
 }
 
 impl Upstream {
-    pub(super) fn new(url: UpstreamUrl, bypass: Bypass) -> Self {
+    /// An upstream that is reached by `via`.
+    pub(super) fn new(url: UpstreamUrl, via: Via, bypass: &Bypass) -> Self {
+        let bypass = match &via {
+            Via::Bypass => bypass.clone(),
+            Via::Tunnel => bypass.through(None),
+            Via::Device(name) => bypass.through(Some(name)),
+        };
         let way = match &url {
             UpstreamUrl::Udp(remote) | UpstreamUrl::Tcp(remote) => Way::Plain {
                 udp: UdpUpstream::new(*remote, bypass.clone()),
@@ -63,8 +82,10 @@ impl Upstream {
         };
         Self {
             url,
+            via,
             way,
             meter: UpstreamMeter::default(),
+            health: Health::default(),
         }
     }
 
@@ -76,12 +97,69 @@ impl Upstream {
         }
     }
 
-    /// Asks once and waits for the reply for as long as the caller does.
+    /// How it is reached.
+    pub(super) fn via(&self) -> &Via {
+        &self.via
+    }
+
+    /// Its URL as it is configured.
+    pub(super) fn label(&self) -> String {
+        self.url.to_string()
+    }
+
+    /// Asks once and waits for the reply for as long as the caller does. Whether a reply is a good one is for the caller
+    /// to say ([`Upstream::did_well`], [`Upstream::was_wrong`]).
     pub(super) async fn exchange(
-        &self,
+        self: &Arc<Self>,
         request: &Request,
         transport: Transport,
     ) -> io::Result<Reply> {
+        let outcome = self.ask(request, transport).await;
+        if let Err(error) = &outcome {
+            debug!(upstream = %self.url.label(), %error, "upstream failed");
+            self.meter.failed(error);
+            self.follow(self.health.failed(Cause::Network));
+        }
+        outcome
+    }
+
+    /// Notes that the upstream did not answer in the time that one attempt has, and holds it against it where it
+    /// `counts`.
+    pub(super) fn timed_out(self: &Arc<Self>, patience: Duration, counts: bool) {
+        debug!(upstream = %self.url.label(), "upstream does not answer in time");
+        self.meter.timed_out(patience);
+        self.health.took(patience);
+        if counts {
+            self.follow(self.health.failed(Cause::Silence));
+        }
+    }
+
+    /// Notes a good answer.
+    pub(super) fn did_well(self: &Arc<Self>) {
+        let change = self.health.answered();
+        self.follow(change);
+    }
+
+    /// Notes that it said `rcode` where another upstream had a good answer to the same question.
+    pub(super) fn was_wrong(self: &Arc<Self>, rcode: Rcode) {
+        self.meter
+            .was_wrong(format!("{rcode} where another upstream had an answer"));
+        self.follow(self.health.failed(Cause::Silence));
+    }
+
+    pub(super) fn counters(&self) -> UpstreamCounters {
+        let state = if self.health.is_down() {
+            State::Down
+        } else {
+            State::Up
+        };
+        UpstreamCounters {
+            via: (self.via != Via::Bypass).then(|| self.via.to_string()),
+            ..self.meter.snapshot(self.url.to_string(), state)
+        }
+    }
+
+    async fn ask(&self, request: &Request, transport: Transport) -> io::Result<Reply> {
         self.meter.sent.add();
         let started = Instant::now();
         let ignored = &self.meter.ignored;
@@ -93,35 +171,62 @@ impl Upstream {
             }
             (Way::Encrypted(encrypted), _) => Box::pin(encrypted.exchange(request, ignored)).await,
         };
-        match &outcome {
-            Ok(_) => self.tell(self.meter.answered(started.elapsed()), ""),
-            Err(error) => {
-                debug!(upstream = %self.url.label(), %error, "upstream failed");
-                self.tell(self.meter.failed(error), error);
-            }
+        if outcome.is_ok() {
+            let elapsed = started.elapsed();
+            self.meter.answered(elapsed);
+            self.health.took(elapsed);
         }
         outcome
     }
 
-    /// Notes that the upstream did not answer in the time that one attempt has.
-    pub(super) fn timed_out(&self, patience: Duration) {
-        debug!(upstream = %self.url.label(), "upstream does not answer in time");
-        self.tell(self.meter.timed_out(patience), "no answer in time");
-    }
-
-    fn tell(&self, health: Health, reason: impl Display) {
-        match health {
-            Health::Same => {}
-            Health::Failing => warn!(
-                "upstream {} has failed {} times in a row: {reason}",
-                self.url.label(),
-                UpstreamMeter::PATIENCE
-            ),
-            Health::Recovered => info!("upstream {} answers again", self.url.label()),
+    fn follow(self: &Arc<Self>, change: Change) {
+        match change {
+            Change::None => {}
+            Change::Down(outage) => {
+                warn!(
+                    "upstream {} is down, it has failed {} times in a row: {}",
+                    self.url.label(),
+                    health::PATIENCE,
+                    self.meter.last_error().unwrap_or_default()
+                );
+                tokio::spawn(probe(Arc::downgrade(self), outage));
+            }
+            Change::Up => {
+                self.meter.forget_error();
+                info!("upstream {} is up again", self.url.label());
+            }
         }
     }
+}
 
-    pub(super) fn counters(&self) -> UpstreamCounters {
-        self.meter.snapshot(self.url.to_string())
+/// Asks an upstream that is down, ever more rarely, until it has a good answer to anything.
+async fn probe(upstream: Weak<Upstream>, outage: u64) {
+    let request = Request::shared(&PROBE, false, false, true);
+    loop {
+        let Some(upstream) = upstream.upgrade() else {
+            return;
+        };
+        if !upstream.health.is_in(outage) {
+            return;
+        }
+        let asking = upstream.ask(&request, upstream.transport());
+        match timeout(PROBE_PATIENCE, asking).await {
+            Ok(Ok(reply)) if !FailOn::default().contains(reply.rcode()) => {
+                return upstream.did_well();
+            }
+            Ok(Ok(reply)) => upstream
+                .meter
+                .was_wrong(format!("{} to a probe", reply.rcode())),
+            Ok(Err(error)) => upstream.meter.failed(&error),
+            Err(_) => upstream.meter.timed_out(PROBE_PATIENCE),
+        }
+        let pause = upstream
+            .health
+            .probe_failed(outage, Instant::now(), rand::random());
+        let Some(pause) = pause else {
+            return;
+        };
+        drop(upstream);
+        sleep(pause).await;
     }
 }
