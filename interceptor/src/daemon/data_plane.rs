@@ -176,13 +176,13 @@ mod tests {
         /// Returns when it is held.
         fn of(data_plane: &DataPlane) -> Self {
             let (release, released) = mpsc::channel();
-            let (hold, held) = mpsc::channel();
+            let (tell, begun) = mpsc::channel();
             let _guard = data_plane.enter();
             tokio::spawn(async move {
-                hold.send(()).unwrap();
+                tell.send(()).unwrap();
                 let _ = released.recv();
             });
-            held.recv().unwrap();
+            begun.recv().unwrap();
             Self(release)
         }
 
