@@ -19,14 +19,14 @@ pub const ANY_PORTS: u32 = 2;
 pub struct Control {
     /// The bank that counts, 0 or 1, and [`ANY_PORTS`] where its rules take ports of any destination.
     pub active: u32,
-    /// The mark of packets that are never intercepted; 0 for none.
-    pub mark: u32,
+    /// The marks of packets that are never intercepted, those that bypass tunnels and those that do not; 0 for none.
+    pub exempt: [u32; 2],
     /// The reader device.
     pub reader: u32,
     /// Not 0 when flows are remembered, because replies have more than one way to go.
-    pub remember: u16,
+    pub remember: u32,
     /// Not 0 when packets of the reader device begin with an Ethernet header.
-    pub ethernet: u16,
+    pub ethernet: u32,
     /// Where replies go whose flow is not remembered.
     pub path: Path,
     /// What each bank's prefilter looks at.
@@ -43,7 +43,7 @@ impl Control {
     )]
     pub const EMPTY: Self = Self {
         active: 0,
-        mark: 0,
+        exempt: [0; 2],
         reader: 0,
         remember: 0,
         ethernet: 0,

@@ -246,8 +246,8 @@ mod programs {
         if interface == reader && mark == REDIRECTED {
             return Ok(TC_ACT_UNSPEC);
         }
-        let exempt = control!(mark);
-        if exempt != 0 && mark == exempt {
+        let is_ours = mark == control!(exempt[0]) || mark == control!(exempt[1]);
+        if mark != 0 && is_ours {
             return Err(Reason::Bypass);
         }
         let packet = Packet(context.skb.skb);

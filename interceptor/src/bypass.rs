@@ -63,6 +63,16 @@ impl Bypass {
         self.mark.load(Ordering::Relaxed)
     }
 
+    /// The marks of everything that is made here, by the bypass and [`through`](Bypass::through) it; 0 for none.
+    pub fn marks(&self) -> [u32; 2] {
+        self.marks_with(self.mark())
+    }
+
+    /// The same, were `mark` the one that bypasses tunnels.
+    pub fn marks_with(&self, mark: u32) -> [u32; 2] {
+        [mark, self.unbypassed]
+    }
+
     /// Changes the mark for sockets made from here on, as when a tunnel with an fwmark of its own appears.
     pub fn set_mark(&self, mark: u32) {
         self.mark.store(mark, Ordering::Relaxed);

@@ -137,7 +137,8 @@ impl Daemon {
         let bypass = Bypass::new(
             config.bypass.mark.unwrap_or(routing::DEFAULT_MARK),
             config.bypass.device.as_deref(),
-        );
+        )
+        .with_unbypassed_mark(routing::unbypassed_mark(config.bypass.mark));
         let kernel = load_kernel(config, &device, &bypass)?;
         let rulebook = Rulebook::new(&config.rules, kernel.clone())?;
         let answers = kernel
@@ -298,7 +299,7 @@ fn load_kernel(config: &Config, device: &Device, bypass: &Bypass) -> Result<Shar
     let loaded = Kernel::load(config.bpf_object.as_deref(), answers).and_then(|mut kernel| {
         let layer = device.kind.link_layer();
         kernel.attach_return(&device.name, device.index, layer, config.attach)?;
-        kernel.exempt(bypass.mark())?;
+        kernel.exempt(bypass.marks())?;
         Ok(kernel)
     });
     match loaded {

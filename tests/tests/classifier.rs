@@ -19,7 +19,7 @@ const PASS: i32 = -1;
 /// `TC_ACT_REDIRECT`.
 const REDIRECT: i32 = 7;
 /// The mark of the daemon's own traffic.
-const MARK: u32 = 0x1ce7;
+const MARKS: [u32; 2] = [0x1ce7, 0x1ce8];
 
 #[test]
 fn the_kernel_decides_on_every_packet_as_the_library_does() {
@@ -34,7 +34,7 @@ fn the_kernel_decides_on_every_packet_as_the_library_does() {
         "any port 5353",
     ]);
     let mut kernel = load();
-    kernel.exempt(MARK).unwrap();
+    kernel.exempt(MARKS).unwrap();
     kernel.apply(&rules).unwrap();
     let kernel = RefCell::new(kernel);
 
@@ -43,12 +43,13 @@ fn the_kernel_decides_on_every_packet_as_the_library_does() {
         failure_persistence: None,
         ..Config::default()
     });
-    let case = (layer(), packet(), prop::bool::weighted(0.1));
-    let outcome = runner.run(&case, |(layer, ip, marked)| {
+    let mark = prop::option::weighted(0.1, prop::sample::select(MARKS.to_vec()));
+    let case = (layer(), packet(), mark);
+    let outcome = runner.run(&case, |(layer, ip, mark)| {
         let mut kernel = kernel.borrow_mut();
         let frame = frame(layer, &ip);
-        let mark = if marked { MARK } else { 0 };
-        let expected = expected(&rules, layer, &frame, marked);
+        let expected = expected(&rules, layer, &frame, mark.is_some());
+        let mark = mark.unwrap_or(0);
         let before = kernel.reasons().unwrap();
         let Ok(run) = kernel.test_run(Program::Egress(layer), &frame, mark, 1) else {
             // The test facility itself refuses frames that end before the IP header their type announces.

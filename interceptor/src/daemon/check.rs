@@ -8,13 +8,12 @@ use std::path::Path;
 use crate::bypass::Bypass;
 use crate::config::{Config, Finding, Level};
 use crate::control;
-use crate::dns::upstream::UpstreamUrl;
 use crate::kernel::Capability;
 use crate::net::{Link, NoSuchInterface, links, routes, wireguard};
 use crate::reader::{self, NameError};
 use crate::rules::{Destination, Rule};
 
-use super::routing::{self, upstream_warning};
+use super::routing::{self, Way, upstream_warning};
 use super::rulebook::Rulebook;
 use super::shared_kernel::SharedKernel;
 use super::taps;
@@ -164,7 +163,7 @@ fn covered_upstreams(config: &Config) -> Vec<String> {
     }
     let alone = config.interfaces.is_empty();
     let mut lines = Vec::new();
-    for upstream in config.dns.upstreams.iter().flat_map(UpstreamUrl::addresses) {
+    for (upstream, _) in routing::sockets(config) {
         let covering = config
             .rules
             .iter()
@@ -199,10 +198,12 @@ async fn upstreams(config: &Config, tunnels: &[Link]) -> Vec<Finding> {
         Some(mark) => mark,
         None => mark_of(tunnels).await,
     };
-    let bypass = Bypass::new(mark, config.bypass.device.as_deref());
+    let bypass = Bypass::new(mark, config.bypass.device.as_deref())
+        .with_unbypassed_mark(routing::unbypassed_mark(config.bypass.mark));
     let mut findings = Vec::new();
-    for upstream in config.dns.upstreams.iter().flat_map(UpstreamUrl::addresses) {
-        let text = upstream_warning(upstream, &bypass, tunnels, 0, &rulebook).await;
+    for (upstream, via) in routing::sockets(config) {
+        let way = Way::new(&via, &bypass);
+        let text = upstream_warning(upstream, way, tunnels, 0, &rulebook).await;
         findings.extend(text.map(warning));
     }
     findings

@@ -10,12 +10,15 @@ use super::rulebook::Rulebook;
 use super::shared_kernel::SharedKernel;
 use crate::bypass::Bypass;
 use crate::config::Config;
-use crate::dns::upstream::UpstreamUrl;
+use crate::dns::Via;
 use crate::net::{Link, LinkLayer, RouteVia, addresses, routes, wireguard};
 use crate::rules::Transport;
 
 /// Marks our traffic where no tunnel has a mark of its own.
 pub(super) const DEFAULT_MARK: u32 = 0x1ce7;
+
+/// Marks our traffic that takes the host's routes, into tunnels if they say so, and must not be taken by our rules.
+const UNBYPASSED_MARK: u32 = 0x1ce8;
 
 /// From where clients talk to the reader device on a host that has no address to do so; link-local (RFC 3927).
 const LINK_LOCAL_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 53, 53), 32);
@@ -24,12 +27,22 @@ const LINK_LOCAL_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 53, 5
 const LINK_LOCAL_V6: Ipv6Net =
     Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x53, 0x53), 64);
 
+/// The mark of traffic that does not bypass tunnels, unlike the one that is `configured` for what does.
+pub(super) fn unbypassed_mark(configured: Option<u32>) -> u32 {
+    if configured == Some(UNBYPASSED_MARK) {
+        UNBYPASSED_MARK + 1
+    } else {
+        UNBYPASSED_MARK
+    }
+}
+
 /// What was decided about routes, so that it changes only when the host's routing does.
 pub(super) struct Routing {
     reader: u32,
     enabled: bool,
     alone: bool,
-    upstreams: Vec<SocketAddr>,
+    /// Upstreams, each with the way to it.
+    upstreams: Vec<(SocketAddr, Via)>,
     fixed_mark: bool,
     bypass: Bypass,
     kernel: SharedKernel,
@@ -42,12 +55,11 @@ pub(super) struct Routing {
 impl Routing {
     /// Nothing routed yet.
     pub(super) fn new(config: &Config, reader: u32, bypass: Bypass, kernel: SharedKernel) -> Self {
-        let upstreams = config.dns.upstreams.iter();
         Self {
             reader,
             enabled: config.reader.routes,
             alone: config.interfaces.is_empty(),
-            upstreams: upstreams.flat_map(UpstreamUrl::addresses).collect(),
+            upstreams: sockets(config),
             fixed_mark: config.bypass.mark.is_some(),
             bypass,
             kernel,
@@ -65,9 +77,9 @@ impl Routing {
             let wanted = rulebook.destinations(self.alone);
             self.route(tunnels, wanted, &mut complaints).await;
         }
-        for upstream in &self.upstreams {
-            let warning =
-                upstream_warning(*upstream, &self.bypass, tunnels, self.reader, rulebook).await;
+        for (upstream, via) in &self.upstreams {
+            let way = Way::new(via, &self.bypass);
+            let warning = upstream_warning(*upstream, way, tunnels, self.reader, rulebook).await;
             complaints.extend(warning);
         }
         for complaint in complaints.difference(&self.reported) {
@@ -108,7 +120,10 @@ impl Routing {
         if mark == self.bypass.mark() {
             return;
         }
-        if let Some(Err(error)) = self.kernel.with(|kernel| kernel.exempt(mark)) {
+        if let Some(Err(error)) = self
+            .kernel
+            .with(|kernel| kernel.exempt(self.bypass.marks_with(mark)))
+        {
             warn!("{error:#}");
             return;
         }
@@ -134,7 +149,9 @@ impl Routing {
         }
         for net in wanted {
             let mut upstreams = self.upstreams.iter();
-            if let Some(upstream) = upstreams.find(|upstream| net.contains(&upstream.ip())) {
+            if let Some((upstream, _)) =
+                upstreams.find(|(upstream, _)| net.contains(&upstream.ip()))
+            {
                 complaints.insert(format!(
                     "{net} is not routed to the reader device, because the upstream {upstream} is in it: queries would \
                      come back"
@@ -216,16 +233,52 @@ impl Routing {
     }
 }
 
+/// How packets to an upstream leave.
+pub(super) struct Way {
+    mark: u32,
+    device: Option<String>,
+    avoids_tunnels: bool,
+}
+
+impl Way {
+    pub(super) fn new(via: &Via, bypass: &Bypass) -> Self {
+        let [_, unbypassed] = bypass.marks();
+        let (mark, device) = match via {
+            Via::Bypass => (bypass.mark(), bypass.device()),
+            Via::Tunnel => (unbypassed, None),
+            Via::Device(name) => (unbypassed, Some(&**name)),
+        };
+        Self {
+            mark,
+            device: device.map(str::to_owned),
+            avoids_tunnels: *via == Via::Bypass,
+        }
+    }
+}
+
+/// The addresses of all upstreams, each with the way to it.
+pub(super) fn sockets(config: &Config) -> Vec<(SocketAddr, Via)> {
+    let mut sockets = Vec::new();
+    for (url, via) in config.dns.ways() {
+        for socket in url.addresses() {
+            if !sockets.contains(&(socket, via.clone())) {
+                sockets.push((socket, via.clone()));
+            }
+        }
+    }
+    sockets
+}
+
 /// What is wrong with the way to `upstream`, if anything.
 pub(super) async fn upstream_warning(
     upstream: SocketAddr,
-    bypass: &Bypass,
+    way: Way,
     tunnels: &[Link],
     reader: u32,
     rulebook: &Rulebook,
 ) -> Option<String> {
-    let (address, mark) = (upstream.ip(), bypass.mark());
-    let via = match routes::lookup(address, mark, bypass.device()).await {
+    let (address, mark) = (upstream.ip(), way.mark);
+    let via = match routes::lookup(address, mark, way.device.as_deref()).await {
         Ok(via) => via,
         Err(error) => return Some(format!("upstream {upstream} cannot be reached: {error}")),
     };
@@ -233,6 +286,9 @@ pub(super) async fn upstream_warning(
         return Some(format!(
             "upstream {upstream} is routed to the reader device, so that queries come back; remove that route"
         ));
+    }
+    if !way.avoids_tunnels {
+        return None;
     }
     let tunnel = tunnels
         .iter()

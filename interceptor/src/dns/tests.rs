@@ -1,5 +1,6 @@
 //! How the service behaves, read as a conformance list: real sockets on the loopback, scripted upstreams.
 
+mod choosing;
 mod remembering;
 
 use std::io;

@@ -277,7 +277,7 @@ impl Kernel {
         self.reader = index;
         self.tables.configure(|control| {
             control.reader = index;
-            control.ethernet = u16::from(layer == LinkLayer::Ethernet);
+            control.ethernet = u32::from(layer == LinkLayer::Ethernet);
         })
     }
 
@@ -292,9 +292,9 @@ impl Kernel {
         &self.answers
     }
 
-    /// Lets packets with `mark` pass before any rule; 0 for none.
-    pub fn exempt(&mut self, mark: u32) -> Result<()> {
-        self.tables.configure(|control| control.mark = mark)
+    /// Lets packets with one of `marks` pass before any rule; 0 for none.
+    pub fn exempt(&mut self, marks: [u32; 2]) -> Result<()> {
+        self.tables.configure(|control| control.exempt = marks)
     }
 
     /// Says where replies go.
@@ -305,7 +305,7 @@ impl Kernel {
             ReturnWay::Remembered { otherwise } => (true, otherwise),
         };
         self.tables.configure(|control| {
-            control.remember = u16::from(remember);
+            control.remember = u32::from(remember);
             control.path = Path {
                 interface,
                 ..Path::default()

@@ -51,7 +51,7 @@ impl PlainControl {
 const _: () = {
     let bank = 4 + 4 + 16 + 8 + 8 * interceptor_ebpf::filter::WORDS;
     assert!(
-        size_of::<Control>() == 3 * 4 + 2 * 2 + 24 + 2 * bank,
+        size_of::<Control>() == 6 * 4 + 24 + 2 * bank,
         "padding would be leaked"
     );
 };
