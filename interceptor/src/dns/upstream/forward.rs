@@ -181,7 +181,7 @@ impl Forwarder {
                         }
                     }
                     Ok(reply) if self.is_good(&reply) => {
-                        self.blame(&race.faults);
+                        self.blame(&race.faults, request);
                         return Ok(reply);
                     }
                     outcome => {
@@ -250,10 +250,10 @@ impl Forwarder {
     }
 
     /// Holds against upstreams what they said where another one had a good answer. Otherwise it may be the name's fault.
-    fn blame(&self, faults: &[(usize, Rcode)]) {
+    fn blame(&self, faults: &[(usize, Rcode)], request: &Request) {
         for (index, rcode) in faults {
             if self.fail_on.contains(*rcode) {
-                self.order.upstreams()[*index].was_wrong(*rcode);
+                self.order.upstreams()[*index].was_wrong(*rcode, request);
             }
         }
     }
@@ -349,7 +349,7 @@ impl Race {
 impl From<AllDown> for Failure {
     fn from(AllDown { cause }: AllDown) -> Self {
         match cause {
-            Cause::Silence => Self::Unreachable,
+            Cause::Silence | Cause::Wrong => Self::Unreachable,
             Cause::Network => Self::Network,
         }
     }

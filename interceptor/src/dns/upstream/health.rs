@@ -43,9 +43,11 @@ struct State {
 /// Why an attempt failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// No answer in time, or one that is none.
+    /// No answer in time.
     #[default]
     Silence,
+    /// An answer that is no good where another upstream had a good one.
+    Wrong,
     /// The network said so.
     Network,
 }

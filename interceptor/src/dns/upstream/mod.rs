@@ -18,7 +18,7 @@ mod udp;
 mod url;
 
 use std::io;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -54,6 +54,8 @@ pub(super) struct Upstream {
     way: Way,
     meter: UpstreamMeter,
     health: Health,
+    /// What it had no good answer to where another upstream had one, the last of these.
+    misjudged: Mutex<Option<Request>>,
 }
 
 /// How an upstream is reached. What is encrypted has no other way, so that nothing can fall back to plain text.
@@ -86,6 +88,7 @@ impl Upstream {
             way,
             meter: UpstreamMeter::default(),
             health: Health::default(),
+            misjudged: Mutex::default(),
         }
     }
 
@@ -140,11 +143,12 @@ impl Upstream {
         self.follow(change);
     }
 
-    /// Notes that it said `rcode` where another upstream had a good answer to the same question.
-    pub(super) fn was_wrong(self: &Arc<Self>, rcode: Rcode) {
+    /// Notes that it said `rcode` where another upstream had a good answer to the same `request`.
+    pub(super) fn was_wrong(self: &Arc<Self>, rcode: Rcode, request: &Request) {
         self.meter
             .was_wrong(format!("{rcode} where another upstream had an answer"));
-        self.follow(self.health.failed(Cause::Silence));
+        *self.misjudged() = Some(request.clone());
+        self.follow(self.health.failed(Cause::Wrong));
     }
 
     pub(super) fn counters(&self) -> UpstreamCounters {
@@ -179,6 +183,12 @@ impl Upstream {
         outcome
     }
 
+    fn misjudged(&self) -> MutexGuard<'_, Option<Request>> {
+        self.misjudged
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn follow(self: &Arc<Self>, change: Change) {
         match change {
             Change::None => {}
@@ -199,24 +209,31 @@ impl Upstream {
     }
 }
 
-/// Asks an upstream that is down, ever more rarely, until it has a good answer to anything.
+/// Asks an upstream that is down, ever more rarely, until it is up.
+///
+/// One that was silent need only answer, whatever it says: not every resolver answers everybody about the root. One that
+/// was wrong must be right, about the root or about what it was wrong about.
 async fn probe(upstream: Weak<Upstream>, outage: u64) {
-    let request = Request::shared(&PROBE, false, false, true);
-    loop {
+    let root = Request::shared(&PROBE, false, false, true);
+    for turn in 0u64.. {
         let Some(upstream) = upstream.upgrade() else {
             return;
         };
         if !upstream.health.is_in(outage) {
             return;
         }
+        let was_wrong = upstream.health.cause() == Cause::Wrong;
+        let misjudged = upstream.misjudged().clone();
+        let request = misjudged
+            .filter(|_| was_wrong && turn % 2 == 1)
+            .unwrap_or_else(|| root.clone());
         let asking = upstream.ask(&request, upstream.transport());
         match timeout(PROBE_PATIENCE, asking).await {
-            Ok(Ok(reply)) if !FailOn::default().contains(reply.rcode()) => {
-                return upstream.did_well();
+            Ok(Ok(reply)) if was_wrong && FailOn::default().contains(reply.rcode()) => {
+                let reason = format!("{} to a probe", reply.rcode());
+                upstream.meter.was_wrong(reason);
             }
-            Ok(Ok(reply)) => upstream
-                .meter
-                .was_wrong(format!("{} to a probe", reply.rcode())),
+            Ok(Ok(_)) => return upstream.did_well(),
             Ok(Err(error)) => upstream.meter.failed(&error),
             Err(_) => upstream.meter.timed_out(PROBE_PATIENCE),
         }
