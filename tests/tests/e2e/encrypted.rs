@@ -321,6 +321,25 @@ fn a_name_is_reached_at_its_bootstrap_addresses_one_after_the_other() -> Result<
 }
 
 #[test]
+fn an_address_that_takes_connections_and_says_nothing_is_passed_over() -> Result<()> {
+    let stage = Stage::new()?;
+    let silent = stage.lab.net.listen("192.0.2.53:853".parse()?)?;
+    let server = stage.responder(&stage.ca.issue(&[NAME])?)?;
+    let url = format!(
+        "tls://{NAME}?bootstrap=192.0.2.53&bootstrap={SERVER}&ca={}",
+        stage.ca.file().display()
+    );
+
+    let _daemon = stage.daemon(&[&url])?;
+
+    stage.assert_answered("+notcp")?;
+    assert_eq!(server.seen()[0].server_name.as_deref(), Some(NAME));
+    silent.set_nonblocking(true)?;
+    assert!(silent.accept().is_ok(), "it was tried first");
+    Ok(())
+}
+
+#[test]
 fn a_server_that_asks_for_it_gets_the_client_certificate() -> Result<()> {
     let stage = Stage::new()?;
     let server = TlsResponder::start(

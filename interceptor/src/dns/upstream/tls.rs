@@ -5,9 +5,12 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
@@ -19,7 +22,7 @@ use rustls::{
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -28,8 +31,8 @@ use super::pin::Pin;
 use super::stream::Dial;
 use crate::bypass::Bypass;
 
-/// How long one of several addresses may take to accept a connection.
-const CONNECT_PATIENCE: Duration = Duration::from_millis(700);
+/// How long one of several addresses has for its connection and handshake before the next one is tried as well.
+const HEAD_START: Duration = Duration::from_millis(500);
 
 /// How long what was sent may stay unacknowledged before the kernel gives the connection up (tcp(7)); well within the
 /// time that a client's query has, so that it can be asked again.
@@ -196,6 +199,18 @@ impl TlsDial {
     pub(super) fn url(&self) -> &EncryptedUrl {
         self.tls.url()
     }
+
+    async fn connect(
+        &self,
+        remote: SocketAddr,
+        config: &Arc<ClientConfig>,
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let tcp = self.bypass.tcp(remote).await?;
+        socket2::SockRef::from(&tcp).set_tcp_user_timeout(Some(ACKNOWLEDGE_PATIENCE))?;
+        let server = self.url().identity_of_server();
+        let handshake = TlsConnector::from(Arc::clone(config)).connect(server, tcp);
+        handshake.await.map_err(|error| self.tls.explain(error))
+    }
 }
 
 impl Dial for TlsDial {
@@ -203,11 +218,7 @@ impl Dial for TlsDial {
 
     async fn dial(&self) -> io::Result<Self::Stream> {
         let config = self.tls.config().await?;
-        let server = self.url().identity_of_server();
-        let tcp = first(self.url(), |remote| self.bypass.tcp(remote)).await?;
-        socket2::SockRef::from(&tcp).set_tcp_user_timeout(Some(ACKNOWLEDGE_PATIENCE))?;
-        let handshake = TlsConnector::from(config).connect(server, tcp).await;
-        let stream = handshake.map_err(|error| self.tls.explain(error))?;
+        let stream = first(self.url(), |remote| self.connect(remote, &config)).await?;
         if self.tls.alpn == H2 && stream.get_ref().1.alpn_protocol() != Some(H2) {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -234,30 +245,36 @@ pub(super) const H3: &[u8] = b"h3";
 /// ALPN of DNS over QUIC (RFC 9250 §4.1).
 pub(super) const DOQ: &[u8] = b"doq";
 
-/// Tries the upstream's addresses in order until `connect` succeeds.
+/// Connects to the upstream's addresses in order, each a while after the one before or as soon as that has failed; the
+/// first that succeeds counts (RFC 8305 §5).
 pub(super) async fn first<T, F>(
     url: &EncryptedUrl,
-    mut connect: impl FnMut(SocketAddr) -> F,
+    connect: impl FnMut(SocketAddr) -> F,
 ) -> io::Result<T>
 where
     F: Future<Output = io::Result<T>>,
 {
-    let mut failure = None;
-    let mut addresses = url.addresses().peekable();
-    while let Some(address) = addresses.next() {
-        let outcome = if addresses.peek().is_some() {
-            timeout(CONNECT_PATIENCE, connect(address))
-                .await
-                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        } else {
-            connect(address).await
+    let mut waiting = url.addresses().map(connect).fuse();
+    let mut attempts: FuturesUnordered<F> = waiting.next().into_iter().collect();
+    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    let mut turn = pin!(sleep(HEAD_START));
+    let mut is_last = false;
+    while !attempts.is_empty() {
+        let ended = tokio::select! {
+            Some(outcome) = attempts.next() => Some(outcome),
+            () = &mut turn, if !is_last => None,
         };
-        match outcome {
-            Ok(connected) => return Ok(connected),
-            Err(error) => failure = Some(error),
+        match ended {
+            Some(Ok(connected)) => return Ok(connected),
+            Some(Err(error)) => failure = error,
+            None => {}
         }
+        let next = waiting.next();
+        is_last = next.is_none();
+        attempts.extend(next);
+        turn.as_mut().reset(Instant::now() + HEAD_START);
     }
-    Err(failure.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into()))
+    Err(failure)
 }
 
 /// Reads the files that the URL names, so that a wrong one is known before anything is started.
