@@ -24,6 +24,7 @@ pub(crate) enum Key {
     DnsStrategy,
     DnsParallel,
     DnsFailOn,
+    DnsClientSubnet,
     DnsAttemptTimeout,
     DnsRounds,
     DnsDeadline,
@@ -137,7 +138,7 @@ impl Layer {
 }
 
 impl Key {
-    pub(crate) const ALL: [Self; 34] = [
+    pub(crate) const ALL: [Self; 35] = [
         Self::TunnelInterfaces,
         Self::TunnelAttach,
         Self::TunnelShare,
@@ -152,6 +153,7 @@ impl Key {
         Self::DnsStrategy,
         Self::DnsParallel,
         Self::DnsFailOn,
+        Self::DnsClientSubnet,
         Self::DnsAttemptTimeout,
         Self::DnsRounds,
         Self::DnsDeadline,
@@ -217,6 +219,7 @@ impl Key {
             Self::DnsStrategy => ("dns", "strategy"),
             Self::DnsParallel => ("dns", "parallel"),
             Self::DnsFailOn => ("dns", "fail_on"),
+            Self::DnsClientSubnet => ("dns", "client_subnet"),
             Self::DnsAttemptTimeout => ("dns", "attempt_timeout"),
             Self::DnsRounds => ("dns", "rounds"),
             Self::DnsDeadline => ("dns", "deadline"),

@@ -238,6 +238,7 @@ impl Merged<'_> {
             upstreams: upstreams.into_iter().map(|it| it.value).collect(),
             strategy: self.strategy()?,
             fail_on: self.fail_on()?,
+            client_subnet: self.or(Key::DnsClientSubnet, false, value::boolean)?,
             groups: groups.into_iter().map(|it| it.config).collect(),
             routes,
             attempt_timeout: attempt_timeout.value,

@@ -55,6 +55,8 @@ pub struct DnsConfig {
     pub groups: Vec<GroupConfig>,
     /// Domains with upstreams of their own.
     pub routes: Vec<RouteConfig>,
+    /// Whether upstreams are told of a client's network where the client tells it (RFC 7871).
+    pub client_subnet: bool,
     /// How long one upstream may take before the next is asked as well.
     pub attempt_timeout: Duration,
     /// How often the list of upstreams is gone through.
@@ -106,6 +108,7 @@ impl Default for DnsConfig {
             fail_on: FailOn::default(),
             groups: Vec::new(),
             routes: Vec::new(),
+            client_subnet: false,
             attempt_timeout: Duration::from_millis(1200),
             rounds: 2,
             deadline: Duration::from_secs(5),

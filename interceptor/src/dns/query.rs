@@ -26,6 +26,9 @@ const MAX_RECORDS: u32 = 16;
 /// The longest query in octets that is looked at; what clients send has a few hundred.
 const MAX_QUERY_LEN: usize = 4096;
 
+/// The client subnet option (RFC 7871 §6).
+const OPTION_CLIENT_SUBNET: u16 = 8;
+
 /// Options that the answer does not depend on: NSID, DAU, DHU and N3U, COOKIE, TCP-KEEPALIVE, PADDING, KEY-TAG and the
 /// extended error (RFC 5001, 6975, 7873, 7828, 7830, 8145, 8914).
 const INDIFFERENT_OPTIONS: [u16; 9] = [3, 5, 6, 7, 10, 11, 12, 14, 15];
@@ -110,6 +113,16 @@ impl<'a> Query<'a> {
             question: self.question,
             opt: self.opt,
         }
+    }
+
+    /// The same query without what it says of its client's network (EDNS client subnet, RFC 7871).
+    #[must_use]
+    pub fn without_client_subnet(mut self) -> Self {
+        let wire = &mut self.wire;
+        self.opt = self
+            .opt
+            .map(|opt| opt.without_option(wire, OPTION_CLIENT_SUBNET));
+        self
     }
 
     /// The client's ID.
@@ -356,6 +369,34 @@ mod tests {
 
     use super::*;
     use crate::dns::testing;
+
+    #[test]
+    fn the_client_subnet_goes_and_other_options_stay() {
+        let subnet = [0, 8, 0, 7, 0, 1, 24, 0, 192, 0, 2];
+        let cookie = [0, 10, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8];
+        let with = |options: &[&[u8]]| {
+            let mut wire = testing::edns_query("www.example.", "A", 1232);
+            let options = options.concat();
+            let length_at = wire.len() - 2;
+            wire[length_at..].copy_from_slice(&(options.len() as u16).to_be_bytes());
+            wire.extend_from_slice(&options);
+            wire[..2].copy_from_slice(&[0, 7]);
+            wire
+        };
+        for (given, left) in [
+            (with(&[&subnet]), with(&[])),
+            (with(&[&cookie, &subnet]), with(&[&cookie])),
+            (with(&[&subnet, &cookie, &subnet]), with(&[&cookie])),
+            (with(&[&cookie]), with(&[&cookie])),
+        ] {
+            let stripped = Query::parse(&given).unwrap().without_client_subnet();
+            assert_eq!(stripped, Query::parse(&left).unwrap());
+            assert!(stripped.is_unadorned());
+        }
+        let bare = testing::query("www.example.", "A");
+        let bare = Query::parse(&bare).unwrap();
+        assert_eq!(bare.clone().without_client_subnet(), bare);
+    }
 
     #[test]
     fn a_query_longer_than_any_client_sends_is_refused() {

@@ -1,6 +1,7 @@
 //! The DNS server: takes datagrams and connections from clients, and answers them within bounds.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
@@ -56,6 +57,7 @@ impl Server {
             admission: Arc::default(),
             stopping: CancellationToken::new(),
             idle_timeout: config.tcp_idle_timeout,
+            keeps_subnet: AtomicBool::new(config.client_subnet),
         };
         Arc::new(Self {
             shared: Arc::new(shared),
@@ -63,10 +65,12 @@ impl Server {
         })
     }
 
-    /// Replaces upstreams, groups, routes and the time that they have (`attempt_timeout`, `rounds`, `deadline`), in one
-    /// step and while queries are answered; what else `config` says is for the next start. Upstreams that stay keep
+    /// Replaces upstreams, groups, routes, the time that they have (`attempt_timeout`, `rounds`, `deadline`) and whether
+    /// they are told of clients' networks, in one step and while queries are answered; what else `config` says is for the next start. Upstreams that stay keep
     /// their connections, and queries on their way finish as they began.
     pub fn apply(&self, config: &DnsConfig) {
+        let keeps_subnet = &self.shared.keeps_subnet;
+        keeps_subnet.store(config.client_subnet, Ordering::Relaxed);
         self.shared.resolver.apply(config);
     }
 
@@ -162,6 +166,8 @@ pub(super) struct Shared {
     pub(super) stopping: CancellationToken,
     pub(super) idle_timeout: Duration,
     pub(super) admission: Arc<Admission>,
+    /// Upstreams are told of the client's network where the client tells it.
+    keeps_subnet: AtomicBool,
 }
 
 /// What a message turned out to be.
@@ -178,7 +184,8 @@ impl Shared {
     /// Takes a client's message for what it is.
     pub(super) fn take<'a>(&self, message: &'a [u8]) -> Taken<'a> {
         match Query::parse(message) {
-            Ok(query) => Taken::Query(query),
+            Ok(query) if self.keeps_subnet.load(Ordering::Relaxed) => Taken::Query(query),
+            Ok(query) => Taken::Query(query.without_client_subnet()),
             Err(Rejection::Refused(refusal)) => Taken::Answered(Answer {
                 wire: refusal.reply(message),
                 rcode: refusal.rcode(),

@@ -1,5 +1,6 @@
 //! DNS messages in wire form: a bounds-checked walk over names and records, and small patches that re-encode nothing.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
@@ -226,6 +227,26 @@ impl Opt {
     /// Offset of the UDP payload size.
     pub fn udp_size_at(self) -> usize {
         self.start + 3
+    }
+
+    /// This record in `message` without options of `code`; nothing is changed where it has none.
+    pub fn without_option(self, message: &mut Cow<'_, [u8]>, code: u16) -> Self {
+        let mut end = self.end;
+        let mut at = self.start + BARE_OPT_LEN;
+        while let Some(length) = u16_at(message, at + 2).filter(|_| at + 4 <= end) {
+            let next = at + 4 + usize::from(length);
+            if u16_at(message, at) == Some(code) && next <= end {
+                message.to_mut().drain(at..next);
+                end -= next - at;
+            } else {
+                at = next;
+            }
+        }
+        if end != self.end {
+            let rdata = end.saturating_sub(self.start + BARE_OPT_LEN) as u16;
+            put_u16(message.to_mut(), self.start + BARE_OPT_LEN - 2, rdata);
+        }
+        Self { end, ..self }
     }
 
     fn parse(message: &[u8], record: &Record, preceding: u16) -> Result<Self, WireError> {

@@ -279,6 +279,32 @@ async fn what_counts_as_failure_is_what_is_configured() {
     assert_eq!(parse(&reply).metadata.response_code, ResponseCode::Refused);
 }
 
+#[tokio::test]
+async fn upstreams_learn_a_clients_network_only_where_they_are_to() {
+    let mut question = edns_query("www.example.", "A", 1232);
+    let length_at = question.len() - 1;
+    question[length_at] = 11;
+    question.extend_from_slice(&[0, 8, 0, 7, 0, 1, 24, 0, 192, 0, 2]);
+    for keeps in [false, true] {
+        let upstream = FakeUpstream::bind().await;
+        let server = server(&[upstream.url()]);
+        server.apply(&DnsConfig {
+            client_subnet: keeps,
+            ..config(&[upstream.url()])
+        });
+        let script = async {
+            let (asked, client) = upstream.receive().await;
+            let reply = reply_of(&asked, 1);
+            upstream.udp.send_to(&reply, client).await.unwrap();
+            parse(&asked)
+        };
+        let (reply, asked) = tokio::join!(ask(&server, &question), script);
+        let options = asked.edns.unwrap();
+        assert_eq!(options.option(EdnsCode::Subnet).is_some(), keeps);
+        assert!(parse(&reply).edns.is_some());
+    }
+}
+
 /// An upstream that answers every query alike until the test ends.
 struct Scripted {
     address: SocketAddr,

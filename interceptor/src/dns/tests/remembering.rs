@@ -314,9 +314,13 @@ async fn after_a_flush_upstreams_are_asked_anew_and_what_was_in_flight_is_not_st
 }
 
 #[tokio::test]
-async fn a_question_with_a_client_subnet_is_neither_answered_from_memory_nor_remembered() {
+async fn a_question_whose_client_subnet_counts_is_neither_answered_from_memory_nor_remembered() {
     let upstream = FakeUpstream::bind().await;
     let (server, _clock) = remembering(&upstream, |_| {});
+    server.apply(&DnsConfig {
+        client_subnet: true,
+        ..config(&[upstream.url()])
+    });
     let mut question = edns_query("www.example.", "A", 1232);
     let rdlength = question.len() - 1;
     question[rdlength] = 11;
