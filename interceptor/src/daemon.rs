@@ -4,6 +4,7 @@ mod answers;
 mod backend;
 mod check;
 mod data_plane;
+mod notify;
 mod routing;
 mod rulebook;
 mod shared_kernel;
@@ -35,6 +36,7 @@ use crate::{control, dns, netstack};
 use answers::KernelAnswers;
 use backend::DaemonBackend;
 use data_plane::{DataPlane, Pulse};
+use notify::notify;
 use routing::Routing;
 use rulebook::Rulebook;
 use shared_kernel::SharedKernel;
@@ -61,11 +63,11 @@ pub async fn run(config: Config) -> Result<()> {
     let backend = Arc::new(DaemonBackend::new(daemon.parts.clone()));
     let serving = tokio::spawn(control::serve(socket, backend, stop.clone()));
     info!(version = env!("CARGO_PKG_VERSION"), "ready");
-    notify(&[NotifyState::Ready]);
+    notify(&NotifyState::Ready);
 
     let outcome = daemon.follow(&mut signals).await;
 
-    notify(&[NotifyState::Stopping]);
+    notify(&NotifyState::Stopping);
     tokio::select! {
         () = daemon.stop(config.dns.deadline) => {}
         () = signals.next() => warn!("told to stop again; not waiting for what is in flight"),
@@ -240,10 +242,10 @@ impl Daemon {
                     tokio::spawn(async move { parts.adopt_mark().await });
                 }
                 _ = tick.tick() => {
-                    if self.pulse.beats() {
-                        notify(&[NotifyState::Watchdog]);
-                    } else {
+                    if !self.pulse.beats() {
                         warn!("the data plane has done nothing since the last look at it");
+                    } else if watchdog.is_some() {
+                        notify(&NotifyState::Watchdog);
                     }
                     if self.parts.taps.lock().await.retry() {
                         self.review.notify_one();
@@ -347,12 +349,5 @@ impl Signals {
             _ = self.hangup.recv() => {}
             _ = self.quit.recv() => {}
         }
-    }
-}
-
-/// Tells the service manager, where there is one.
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        warn!("the service manager cannot be notified: {error}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -196,6 +197,38 @@ fn logs_are_json_when_told_so_and_name_no_domains_at_info() -> Result<()> {
         assert!(json["level"].is_string(), "{line}");
         assert!(!line.contains("example"), "{line}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_service_manager_that_does_not_listen_holds_nothing_up() -> Result<()> {
+    let lab = Lab::client_with_tunnel()?;
+    let scratch = lab::Scratch::new()?;
+    let manager = scratch.path("manager.sock");
+    let listener = UnixDatagram::bind(&manager)?;
+    let filler = UnixDatagram::unbound()?;
+    filler.set_nonblocking(true)?;
+    while filler.send_to(b"full", &manager).is_ok() {}
+    let control = scratch.path("control.sock");
+    let mut command = lab.client.command(lab::binary()?);
+    command
+        .args(["run", "-i", lab.tunnel.client_interface(), "--control"])
+        .arg(&control)
+        .args(["--upstream", "udp://192.0.2.53"])
+        .env("NOTIFY_SOCKET", &manager)
+        .env("WATCHDOG_USEC", "100000")
+        .env("INTERCEPTOR_READER_KIND", lab::reader());
+    let mut process = lab::Process::spawn("interceptor", command)?;
+
+    process.wait_for_line("cannot be notified")?;
+
+    until("the daemon answers", || {
+        lab.try_dig("+short @10.30.30.30 www.example.test")
+            .ok()
+            .filter(|exit| exit.stdout == "192.0.2.80\n")
+    })?;
+    assert!(process.end(Signal::SIGTERM)?.success());
+    drop(listener);
     Ok(())
 }
 
