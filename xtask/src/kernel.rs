@@ -127,6 +127,8 @@ fn script(
         format!("export LAB_PATIENCE={PATIENCE}"),
         format!("cd {}", quoted(&tests.display().to_string())),
         "ip link set lo up".to_owned(),
+        // Its device file comes with it.
+        "modprobe tun".to_owned(),
         "code=0".to_owned(),
     ];
     let color = if stdout().is_terminal() {
