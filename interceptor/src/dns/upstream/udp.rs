@@ -9,7 +9,7 @@
 //!   learns little, for a short time;
 //! - as long as fewer sockets than that are in use, as at the pace of people, every query gets a new one;
 //! - no more than [`QUERIES_MAX`] IDs are ever in flight on a port, so a forged message that hits the port has one
-//!   chance in a thousand at best, and then must match the question as well.
+//!   chance in five hundred at best, and then must match the question as well.
 
 use std::io;
 use std::net::SocketAddr;
@@ -37,7 +37,7 @@ use crate::net::batch::{self, Buffers};
 const SOCKETS_MAX: usize = 16;
 
 /// Queries that one socket is given in its life.
-const QUERIES_MAX: usize = 64;
+const QUERIES_MAX: usize = 128;
 
 /// Queries that wait to be sent together.
 const BURST_MAX: usize = 16;
