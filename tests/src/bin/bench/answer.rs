@@ -22,7 +22,8 @@ Every answer is checked: id, question, response code, and the address. Without a
 sends at fixed times and counts from the time at which the query was due, so that a stall is paid by every query that \
 it delays; the generator's own delay in waking up is part of it. `throughput` is the best of closed loops over \
 several sockets with 16, 64 and 256 queries in flight (TCP: 16 connections with one and four; 4 and 16 clients) in which \
-nothing was lost; `throughput by dnsperf` is what dnsperf makes of it, with one thread and 100 queries in flight. `CPU` \
+nothing was lost; `throughput by dnsperf` is what dnsperf makes of it, with one thread and 100 queries in flight, on whichever processor \
+the scheduler puts it. `CPU` \
 is the processor time per answer of all threads and children of the subject, and of its BPF programs wherever they run \
 (BPF statistics are on for this figure only), in a closed loop with 32 queries in flight. The kernel's work is charged \
 to whoever makes it: a subject pays for sending its replies up to the client's socket, not for the queries' way to its \

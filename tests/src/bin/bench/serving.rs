@@ -11,7 +11,6 @@ use crate::bench::{Bench, Effort};
 use crate::load::names::{HOSTS, Kind, Names};
 use crate::load::{Outcome, Pace, Plan, Transport, float};
 use crate::peers::{BpfStatistics, Running, Stage, Subject};
-use crate::pin::{Pinned, Side};
 use crate::progress::Progress;
 use crate::report::{Better, Label, Series};
 
@@ -372,7 +371,6 @@ impl Session<'_> {
     }
 
     fn dnsperf(&self, names: &mut Names, figures: &mut Figures) -> Result<()> {
-        let _pinned = Pinned::to(Side::Load)?;
         let scratch = Scratch::new()?;
         let queries = scratch.write("queries", names.text(self.dnsperf_queries()))?;
         let mut command = self.stage.client.command("dnsperf");
