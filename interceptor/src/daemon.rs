@@ -149,15 +149,16 @@ impl Daemon {
         let sink = answers
             .clone()
             .map(|answers| Arc::new(KernelAnswers(answers)) as Arc<dyn AnswerSink>);
-        let dns = dns::Server::new(config.dns.clone(), bypass.clone(), sink);
-        let netstack = {
+        let (dns, netstack) = {
             let _guard = data_plane.enter();
-            netstack::spawn(
+            let dns = dns::Server::new(config.dns.clone(), bypass.clone(), sink);
+            let netstack = netstack::spawn(
                 reader,
                 rulebook.directory(Arc::clone(&dns)),
                 &config.tcp,
                 usize::from(READER_MTU),
-            )
+            );
+            (dns, netstack)
         };
 
         // Listening begins before looking, so that nothing is missed in between.

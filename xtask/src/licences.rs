@@ -7,11 +7,12 @@ use crate::{command, workspace};
 
 /// SPDX identifiers that may be built in. The Mozilla licence is left out on purpose: it is copyleft, if only a file
 /// at a time. CDLA-Permissive is what Mozilla's list of authorities comes under: data, given away as BSD gives code.
-const ALLOWED: [&str; 12] = [
+const ALLOWED: [&str; 13] = [
     "0BSD",
     "Apache-2.0",
     "BSD-2-Clause",
     "BSD-3-Clause",
+    "BSL-1.0",
     "CC0-1.0",
     "CDLA-Permissive-2.0",
     "ISC",

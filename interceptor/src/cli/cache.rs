@@ -121,11 +121,16 @@ pub(super) fn table(status: &CacheStatus) -> Table {
     let mut table = Table::new(&headings, &[1, 2, 3, 4, 5, 6]);
     for tier in &status.tiers {
         let counter = |name| tier.counters.get(name).copied().unwrap_or_default();
+        // A tier with a state is somebody else's, who keeps the books.
+        let own = |text: String| match tier.state {
+            Some(_) => "-".to_owned(),
+            None => text,
+        };
         table.row([
             tier.name.clone(),
-            grouped(tier.answers),
-            bytes(tier.bytes),
-            bytes(tier.capacity_bytes),
+            own(grouped(tier.answers)),
+            own(bytes(tier.bytes)),
+            own(bytes(tier.capacity_bytes)),
             grouped(counter("hits")),
             grouped(counter("stale")),
             grouped(counter("misses")),
@@ -134,11 +139,21 @@ pub(super) fn table(status: &CacheStatus) -> Table {
     table
 }
 
+/// One line for each tier that may be away: where it is, and how it is with it.
+pub(super) fn states(status: &CacheStatus) -> String {
+    let lines = status.tiers.iter().filter_map(|tier| {
+        let state = tier.state.as_ref()?;
+        Some(format!("{} is {state}\n", tier.name))
+    });
+    lines.collect()
+}
+
 fn stats(status: &CacheStatus) -> String {
     if status.tiers.is_empty() {
         return "nothing is remembered: the cache is off (cache.enabled)\n".to_owned();
     }
     let mut text = table(status).render("");
+    text.push_str(&states(status));
     for tier in &status.tiers {
         let mut counters = Table::new(&["COUNTER", "COUNT"], &[1]);
         for (name, count) in &tier.counters {
@@ -211,6 +226,7 @@ mod tests {
                 answers: 1024,
                 bytes: 250_000,
                 capacity_bytes: 67_108_864,
+                state: None,
                 counters: counters.into(),
             }],
         };

@@ -109,6 +109,10 @@ pub(super) struct SettingsArgs {
     #[arg(long, value_name = "SIZE")]
     cache_size: Option<String>,
 
+    /// Redis or Valkey store that other machines share, as redis://192.0.2.1:6379
+    #[arg(long, value_name = "URL")]
+    shared_cache: Option<String>,
+
     /// Answers that the kernel keeps, to give them by itself: on, off or how many
     #[arg(long, value_name = "ENTRIES")]
     kernel_cache: Option<String>,
@@ -147,6 +151,7 @@ impl SettingsArgs {
             (Key::DnsRounds, "--rounds", &self.rounds),
             (Key::DnsDeadline, "--deadline", &self.deadline),
             (Key::CacheSize, "--cache-size", &self.cache_size),
+            (Key::SharedCacheUrl, "--shared-cache", &self.shared_cache),
             (
                 Key::KernelCacheEntries,
                 "--kernel-cache",
@@ -222,6 +227,7 @@ mod tests {
             deadline: Some("2s".to_owned()),
             cache_size: Some("8MiB".to_owned()),
             no_cache: true,
+            shared_cache: Some("valkey://192.0.2.9".to_owned()),
             kernel_cache: Some("off".to_owned()),
             ..SettingsArgs::default()
         };
@@ -253,6 +259,8 @@ mod tests {
         assert_eq!(config.dns.deadline, Duration::from_secs(2));
         assert_eq!(config.dns.cache.size, 8 << 20);
         assert!(!config.dns.cache.enabled);
+        let store = config.dns.shared_cache.unwrap().store;
+        assert_eq!(store.to_string(), "valkey://192.0.2.9:6379/0");
         assert_eq!(config.kernel_cache, 0);
     }
 }

@@ -150,7 +150,11 @@ fn cache(cache: &CacheStatus) -> String {
     if cache.tiers.is_empty() {
         return "  none: every query is forwarded\n".to_owned();
     }
-    super::cache::table(cache).render("  ")
+    let mut text = super::cache::table(cache).render("  ");
+    for state in super::cache::states(cache).lines() {
+        let _ = writeln!(text, "  {state}");
+    }
+    text
 }
 
 /// Microseconds as milliseconds with one decimal: `12.3 ms`.
@@ -298,6 +302,7 @@ kernel
                     answers: 1024,
                     bytes: 250_000,
                     capacity_bytes: 67_108_864,
+                    state: None,
                     counters: [("hits".to_owned(), 900), ("misses".to_owned(), 901)].into(),
                 }],
             },

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use crate::dns::{GroupConfig, RouteConfig, Strategy, Target};
+use crate::dns::{GroupConfig, RouteConfig, SharedCacheConfig, Strategy, Target};
 
 use super::layer::Key;
 use super::table::TableKind;
@@ -101,6 +101,20 @@ impl Config {
             Key::CacheServeStale => json!(self.dns.cache.serve_stale),
             Key::CacheStalePatience => duration(self.dns.cache.stale_patience),
             Key::CacheMaxStale => seconds(self.dns.cache.max_stale),
+            Key::SharedCacheUrl => json!(self.shared(|it| it.store.to_string())),
+            Key::SharedCacheBudget => json!(self.shared(|it| duration(it.budget))),
+            Key::SharedCachePrefix => json!(self.shared(|it| it.prefix.clone())),
+            Key::SharedCachePasswordFile => {
+                let file = self.shared(|it| it.password.as_ref().map(|file| file.path.clone()));
+                json!(file.flatten())
+            }
+            Key::SharedCacheKeyFile => {
+                let file = self.shared(|it| it.key.as_ref().map(|file| file.path.clone()));
+                json!(file.flatten())
+            }
+            // It has become a part of the URL.
+            Key::SharedCacheCa => Value::Null,
+            Key::SharedCacheBypass => json!(self.shared(|it| it.bypass)),
             Key::KernelCacheEntries => match self.kernel_cache {
                 0 => json!("off"),
                 entries => json!(entries),
@@ -117,6 +131,10 @@ impl Config {
                 json!(self.bpf_object.as_ref().map(|path| path.to_string_lossy()))
             }
         }
+    }
+
+    fn shared<T>(&self, setting: impl Fn(&SharedCacheConfig) -> T) -> Option<T> {
+        self.dns.shared_cache.as_ref().map(setting)
     }
 
     /// What there is of a kind, each an object whose fields have the names and values that the file's have.

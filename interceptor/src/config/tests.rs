@@ -109,6 +109,12 @@ fn every_key_can_be_set_in_the_file() {
             max_stale: 3 * 86_400,
         }
     );
+    let shared = config.dns.shared_cache.as_ref().unwrap();
+    let url = "valkeys://fleet@192.0.2.1:7000/3#valkey.example";
+    assert_eq!(shared.store.to_string(), url);
+    assert_eq!(shared.budget, Duration::from_millis(5));
+    assert_eq!(shared.prefix, "fleet:");
+    assert!(!shared.bypass);
     assert_eq!(config.kernel_cache, 4096);
     assert_eq!(config.tcp.max_connections, 2000);
     assert_eq!(config.tcp.idle_timeout, Duration::from_secs(30));
@@ -137,6 +143,31 @@ fn what_is_printed_gives_the_same_configuration_again() {
         let again = Given::file(&config.to_toml()).load().unwrap();
         assert_eq!(again, config);
     }
+}
+
+#[test]
+fn the_files_of_a_shared_cache_are_read_and_named_again_and_its_password_is_not_printed() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    };
+    let key = file("key", &"5a".repeat(32));
+    let password = file("password", "hunter2\n");
+    let text = format!(
+        "[shared_cache]\nurl = \"redis://192.0.2.1\"\nkey_file = {key:?}\npassword_file = {password:?}"
+    );
+    let config = Given::file(&text).load().unwrap();
+    let shared = config.dns.shared_cache.as_ref().unwrap();
+    assert_eq!(shared.key.as_ref().map(|it| &it.path), Some(&key));
+    assert_eq!(shared.password.as_ref().map(|it| &it.path), Some(&password));
+    let again = Given::file(&config.to_toml()).load().unwrap();
+    assert_eq!(again, config);
+    let text = "[shared_cache]\nurl = \"redis://:hunter2@192.0.2.1\"";
+    let config = Given::file(text).load().unwrap();
+    let printed = format!("{}{}{config:?}", config.to_toml(), config.to_json());
+    assert!(!printed.contains("hunter2"), "{printed}");
 }
 
 #[test]
@@ -181,6 +212,13 @@ fn every_key_can_be_set_in_the_environment() {
         .variable("INTERCEPTOR_CACHE_SERVE_STALE", "off")
         .variable("INTERCEPTOR_CACHE_STALE_PATIENCE", "500ms")
         .variable("INTERCEPTOR_CACHE_MAX_STALE", "3days")
+        .variable(
+            "INTERCEPTOR_SHARED_CACHE_URL",
+            "valkeys://fleet@192.0.2.1:7000/3#valkey.example",
+        )
+        .variable("INTERCEPTOR_SHARED_CACHE_BUDGET", "5ms")
+        .variable("INTERCEPTOR_SHARED_CACHE_PREFIX", "fleet:")
+        .variable("INTERCEPTOR_SHARED_CACHE_BYPASS", "off")
         .variable("INTERCEPTOR_KERNEL_CACHE_ENTRIES", "4096")
         .variable("INTERCEPTOR_TCP_MAX_CONNECTIONS", "2000")
         .variable("INTERCEPTOR_TCP_IDLE_TIMEOUT", "30s")
@@ -321,7 +359,7 @@ const WRONG_FILES: &[(&str, &str)] = &[
     ("[dsn]", "1:2: unknown section `dsn`; did you mean `dns`?"),
     (
         "attempts = 2",
-        "1:1: unknown section `attempts`; known here: tunnel, virtual, reader, bypass, dns, cache, kernel_cache, tcp, control, log, kernel, \
+        "1:1: unknown section `attempts`; known here: tunnel, virtual, reader, bypass, dns, cache, shared_cache, kernel_cache, tcp, control, log, kernel, \
          group, route, rule",
     ),
     (
@@ -746,6 +784,12 @@ prefetch = false
 serve_stale = false
 stale_patience = "500ms"
 max_stale = "3days"
+
+[shared_cache]
+url = "valkeys://fleet@192.0.2.1:7000/3#valkey.example"
+budget = "5ms"
+prefix = "fleet:"
+bypass = false
 
 [kernel_cache]
 entries = 4096

@@ -12,7 +12,7 @@ use std::time::Duration;
 use interceptor_ebpf::answer::MAX_ENTRIES;
 
 use crate::dns::upstream::UpstreamUrl;
-use crate::dns::{CacheConfig, DnsConfig, FailOn, Strategy, Via};
+use crate::dns::{CacheConfig, DnsConfig, FailOn, SharedCacheConfig, Strategy, Via};
 use crate::rules::{Destination, Protocol, Rule, RuleError, ServiceName};
 
 use super::error::{Error, Origin};
@@ -44,6 +44,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const LONGEST_MIN_TTL: Duration = Duration::from_hours(1);
 const LONGEST_TTL: Duration = Duration::from_hours(24 * 7);
 const LONGEST_FAILURE_TTL: Duration = Duration::from_mins(5);
+const SHORTEST_BUDGET: Duration = Duration::from_millis(1);
+const LONGEST_BUDGET: Duration = Duration::from_secs(5);
 const CACHE_SIZES: RangeInclusive<u64> = 1 << 20..=1 << 40;
 const KERNEL_CACHE_SIZES: RangeInclusive<u32> = 16..=1 << 20;
 const MOST_CONNECTIONS: u32 = 100_000;
@@ -248,6 +250,7 @@ impl Merged<'_> {
             deadline: deadline.value,
             tcp_idle_timeout: tcp.idle_timeout,
             cache: self.cache()?,
+            shared_cache: self.shared_cache()?,
         })
     }
 
@@ -315,6 +318,46 @@ impl Merged<'_> {
             return Err(Error::value(&origin, Key::CacheMinTtl, problem));
         }
         Ok(cache)
+    }
+
+    fn shared_cache(&self) -> Result<Option<SharedCacheConfig>, Error> {
+        let Some(store) = self.sourced(Key::SharedCacheUrl, value::store)? else {
+            let mut others = Key::ALL
+                .into_iter()
+                .filter(|key| key.section() == Key::SharedCacheUrl.section());
+            let Some(lonely) = others.find(|key| self.0.contains(*key)) else {
+                return Ok(None);
+            };
+            let problem = "there is no shared cache; name it in shared_cache.url, or remove this";
+            return Err(Error::value(&self.origin(lonely), lonely, problem));
+        };
+        let contradiction = |key, problem| Err(Error::value(&self.origin(key), key, problem));
+        let has_password = store.value.has_password();
+        let mut config = SharedCacheConfig::new(store.value);
+        config.password = self.option(Key::SharedCachePasswordFile, value::password_file)?;
+        if has_password && config.password.is_some() {
+            let problem = "shared_cache.url has a password already; remove one of the two";
+            return contradiction(Key::SharedCachePasswordFile, problem);
+        }
+        if let Some(ca) = self.option(Key::SharedCacheCa, value::readable_file)? {
+            let Some(store) = config.store.clone().with_ca(&ca) else {
+                let problem =
+                    "is for rediss:// and valkeys:// where the URL itself has neither ca nor roots";
+                return contradiction(Key::SharedCacheCa, problem);
+            };
+            config.store = store;
+        }
+        if let Err(error) = config.store.check_files() {
+            let key = Key::SharedCacheUrl;
+            return Err(Error::value(&store.origin, key, error));
+        }
+        config.key = self.option(Key::SharedCacheKeyFile, value::key_file)?;
+        config.budget = self.or(Key::SharedCacheBudget, config.budget, |raw| {
+            value::duration(raw, &(SHORTEST_BUDGET..=LONGEST_BUDGET))
+        })?;
+        config.prefix = self.or(Key::SharedCachePrefix, config.prefix, value::prefix)?;
+        config.bypass = self.or(Key::SharedCacheBypass, config.bypass, value::boolean)?;
+        Ok(Some(config))
     }
 
     fn tcp(&self) -> Result<TcpConfig, Error> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-use crate::dns::cache::DomainName;
+use crate::dns::cache::{DomainName, KeyFile, PasswordFile, StoreUrl};
 use crate::dns::upstream::UpstreamUrl;
 use crate::dns::{FailOn, Strategy, Via};
 
@@ -25,6 +25,9 @@ pub(super) type Problem = String;
 
 /// The kernel's IFNAMSIZ without the final zero.
 const INTERFACE_NAME_MAX: usize = 15;
+
+/// Characters that the names of a shared cache's keys can begin with.
+const PREFIX_MAX: usize = 64;
 
 /// `sun_path` without the final zero (unix(7)).
 const SOCKET_PATH_MAX: usize = 107;
@@ -324,6 +327,33 @@ pub(super) fn upstream(raw: &Raw) -> Result<UpstreamUrl, Problem> {
     let upstream: UpstreamUrl = parsed(raw, "a URL in quotes such as \"udp://8.8.8.8\"")?;
     upstream.check_files().map_err(|error| error.to_string())?;
     Ok(upstream)
+}
+
+pub(super) fn store(raw: &Raw) -> Result<StoreUrl, Problem> {
+    parsed(raw, "a URL in quotes such as \"redis://192.0.2.1:6379\"")
+}
+
+pub(super) fn password_file(raw: &Raw) -> Result<PasswordFile, Problem> {
+    PasswordFile::read(path(raw)?).map_err(|error| error.to_string())
+}
+
+pub(super) fn key_file(raw: &Raw) -> Result<KeyFile, Problem> {
+    KeyFile::read(path(raw)?).map_err(|error| error.to_string())
+}
+
+/// What the names of keys begin with.
+pub(super) fn prefix(raw: &Raw) -> Result<String, Problem> {
+    let prefix = text(raw, "a text in quotes such as \"interceptor:\"")?;
+    let is_prefix = !prefix.is_empty()
+        && prefix.len() <= PREFIX_MAX
+        && prefix.bytes().all(|octet| octet.is_ascii_graphic());
+    if !is_prefix {
+        return Err(format!(
+            "`{}` cannot be what keys begin with; it has 1 to {PREFIX_MAX} visible ASCII characters",
+            prefix.escape_debug()
+        ));
+    }
+    Ok(prefix.to_owned())
 }
 
 pub(super) fn socket_path(raw: &Raw) -> Result<PathBuf, Problem> {

@@ -515,6 +515,7 @@ mod tests {
                 answers: 1,
                 bytes: 200,
                 capacity_bytes: 1000,
+                state: None,
                 counters,
             }];
             CacheStatus { tiers }

@@ -147,14 +147,17 @@ pub struct CacheStatus {
 /// A place where answers are remembered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TierStatus {
-    /// `kernel` or `memory`.
+    /// `memory`, `kernel` or `shared`.
     pub name: String,
-    /// Answers it holds, those that have expired included.
+    /// Answers it holds, those that have expired included; 0 for `shared`, which does not tell.
     pub answers: u64,
-    /// Memory that they take, in bytes.
+    /// Memory that they take, in bytes; 0 for `shared`.
     pub bytes: u64,
-    /// Memory that they may take, in bytes.
+    /// Memory that they may take, in bytes; 0 for `shared`.
     pub capacity_bytes: u64,
+    /// Where `shared` is, and how it is with it; none for the others, which are always there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
     /// What it has counted since the start.
     pub counters: BTreeMap<String, u64>,
 }

@@ -15,7 +15,7 @@ use crate::control::{
     Backend, CacheStatus, CachedAnswer, Flush, Flushed, GroupStatus, ReaderStatus, Refusal,
     RuleStatus, Status, TierStatus, UpstreamStatus,
 };
-use crate::dns::cache::{DomainName, Entry, NameError, Qtype, QtypeError, Scope};
+use crate::dns::cache::{DomainName, Entry, NameError, Qtype, QtypeError, Scope, SharedCounters};
 use crate::dns::clock::Moment;
 use crate::rules::{Rule, RuleId};
 
@@ -24,6 +24,9 @@ const MEMORY: &str = "memory";
 
 /// The tier of answers that the kernel gives by itself.
 const KERNEL: &str = "kernel";
+
+/// The tier that is a store which other machines share.
+const SHARED: &str = "shared";
 
 /// The running daemon, as it can be asked and changed.
 pub(super) struct DaemonBackend {
@@ -146,6 +149,7 @@ impl Backend for DaemonBackend {
             answers: counters.entries,
             bytes: counters.bytes,
             capacity_bytes: counters.capacity,
+            state: None,
             counters: [
                 ("hits", counters.hits),
                 ("stale", counters.stale),
@@ -163,10 +167,13 @@ impl Backend for DaemonBackend {
             answers: block_in_place(|| answers.count()),
             bytes: answers.memory(),
             capacity_bytes: answers.memory(),
+            state: None,
             counters: kernel_counters(answers.passes().unwrap_or_default()),
         });
+        let shared = self.parts.dns.shared_cache();
+        let shared = shared.as_ref().map(shared_tier);
         CacheStatus {
-            tiers: memory.into_iter().chain(kernel).collect(),
+            tiers: memory.into_iter().chain(kernel).chain(shared).collect(),
         }
     }
 
@@ -174,10 +181,17 @@ impl Backend for DaemonBackend {
         let name: DomainName = name.parse()?;
         let qtype = qtype.map(str::parse::<Qtype>).transpose()?;
         let dns = Arc::clone(&self.parts.dns);
+        let qtype = qtype.map(|qtype| qtype.0);
+        let (entries, now) = dns.remembered_elsewhere(name.octets(), qtype).await;
+        let elsewhere = entries
+            .iter()
+            .map(|entry| cached_answer(SHARED, entry, now))
+            .collect();
         let found = spawn_blocking(move || {
-            let (entries, now) = dns.remembered(name.octets(), qtype.map(|qtype| qtype.0));
-            let answers = entries.iter().map(|entry| cached_answer(entry, now));
-            answers.collect()
+            let (entries, now) = dns.remembered(name.octets(), qtype);
+            let answers = entries.iter();
+            let answers = answers.map(|entry| cached_answer(MEMORY, entry, now));
+            answers.chain::<Vec<_>>(elsewhere).collect()
         });
         found
             .await
@@ -196,11 +210,25 @@ impl Backend for DaemonBackend {
     }
 }
 
-fn cached_answer(entry: &Entry, now: Moment) -> CachedAnswer {
+/// The shared tier; what it holds and may hold is the store's own affair.
+fn shared_tier(counters: &SharedCounters) -> TierStatus {
+    let numbers = serde_json::to_value(counters).ok();
+    let numbers = numbers.and_then(|numbers| serde_json::from_value(numbers).ok());
+    TierStatus {
+        name: SHARED.to_owned(),
+        answers: 0,
+        bytes: 0,
+        capacity_bytes: 0,
+        state: Some(format!("{}: {}", counters.store, counters.state)),
+        counters: numbers.unwrap_or_default(),
+    }
+}
+
+fn cached_answer(tier: &str, entry: &Entry, now: Moment) -> CachedAnswer {
     let key = entry.key();
     let expires = entry.expires();
     CachedAnswer {
-        tier: MEMORY.to_owned(),
+        tier: tier.to_owned(),
         name: key.name_text(),
         class: match key.qclass() {
             1 => "IN".to_owned(),

@@ -37,7 +37,23 @@ pub async fn check(config: &Config) -> Vec<Finding> {
     findings.extend(covered_upstreams(config).into_iter().map(warning));
     findings.extend(own_addresses(config).await.into_iter().map(warning));
     findings.extend(upstreams(config, &tunnels).await);
+    findings.extend(shared_cache(config).into_iter().map(warning));
     findings
+}
+
+/// What is doubtful about the shared cache, which is not connected to here.
+fn shared_cache(config: &Config) -> Vec<String> {
+    let Some(shared) = &config.dns.shared_cache else {
+        return Vec::new();
+    };
+    let mut lines = shared.warnings();
+    if !config.dns.cache.enabled {
+        lines.push(
+            "there is a shared cache (shared_cache.url), but the cache is off (cache.enabled), so that it is not used"
+                .to_owned(),
+        );
+    }
+    lines
 }
 
 /// What is wrong with virtual addresses that are the host's own, a line each.

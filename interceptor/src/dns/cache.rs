@@ -9,6 +9,7 @@ mod config;
 mod entry;
 mod flights;
 mod key;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -31,6 +32,11 @@ pub(in crate::dns) use flights::{Flight, Flights};
 pub(in crate::dns) use key::Key;
 use key::Keyed;
 pub use key::{KeyRef, RouteId};
+pub use shared::{
+    KeyFile, NoKey, PasswordFile, SealingKey, SecretFileError, SharedCacheConfig, SharedCounters,
+    StoreUrl, StoreUrlError,
+};
+pub(in crate::dns) use shared::{Need, Origin, SharedCache};
 pub use text::{DomainName, NameError, Qtype, QtypeError};
 use verdict::Verdict;
 pub(in crate::dns) use verdict::is_shared;

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::answers::AnswerSink;
-pub use self::cache::CacheConfig;
+pub use self::cache::{CacheConfig, SharedCacheConfig};
 pub use self::counters::Counters;
 pub use self::policy::{DEFAULT_GROUP, FailOn, GroupConfig, RouteConfig, Strategy, Target, Via};
 pub use self::server::Server;
@@ -67,6 +67,8 @@ pub struct DnsConfig {
     pub tcp_idle_timeout: Duration,
     /// What is remembered of answers.
     pub cache: CacheConfig,
+    /// The store that other machines have in common with this one.
+    pub shared_cache: Option<SharedCacheConfig>,
 }
 
 impl DnsConfig {
@@ -114,6 +116,7 @@ impl Default for DnsConfig {
             deadline: Duration::from_secs(5),
             tcp_idle_timeout: Duration::from_secs(10),
             cache: CacheConfig::default(),
+            shared_cache: None,
         }
     }
 }

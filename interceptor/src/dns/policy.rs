@@ -105,6 +105,11 @@ impl Policy {
         &self.ways[index]
     }
 
+    /// What the answers about names without a route of their own are remembered under.
+    pub(super) fn default_route(&self) -> RouteId {
+        self.ways.first().map_or(RouteId::DEFAULT, |way| way.route)
+    }
+
     /// Whether answers remembered under `route` can be asked for.
     pub(super) fn has(&self, route: RouteId) -> bool {
         self.ways.iter().any(|way| way.route == route)

@@ -1,6 +1,6 @@
 //! The order of answering: what policy decides at once, then what is remembered, then the upstreams.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
@@ -10,7 +10,8 @@ use tokio::time::{Instant, timeout_at};
 use super::DnsConfig;
 use super::answers::AnswerSink;
 use super::cache::{
-    Cache, CacheCounters, Entry, Flight, Flights, Found, Key, Kind, RouteId, Scope, is_shared,
+    Cache, CacheCounters, Entry, Flight, Flights, Found, Key, Kind, Need, Origin, RouteId, Scope,
+    SharedCache, SharedCounters, is_shared,
 };
 use super::clock::{Clock, Moment};
 use super::counters::{GroupCounters, Meter, UpstreamCounters};
@@ -37,6 +38,8 @@ struct Core {
     ids: Mutex<RouteIds>,
     bypass: Bypass,
     cache: Option<Cache>,
+    /// The tier behind the cache; there is none without a cache.
+    shared: Option<SharedCache>,
     flights: Arc<Flights>,
     refreshes: Arc<Semaphore>,
     answers: Option<Arc<dyn AnswerSink>>,
@@ -52,6 +55,8 @@ pub(super) struct Answer {
 
 impl Resolver {
     /// A resolver that hands what it answers from memory to `answers` as well.
+    ///
+    /// Where a cache is shared, its tasks run on the tokio runtime around.
     pub(super) fn new(
         config: &DnsConfig,
         bypass: &Bypass,
@@ -62,11 +67,12 @@ impl Resolver {
         let mut ids = RouteIds::default();
         let policy = Policy::new(config, bypass, None, &mut ids);
         Self {
-            core: Arc::new(Core {
+            core: Arc::new_cyclic(|core| Core {
                 policy: ArcSwap::from_pointee(policy),
                 ids: Mutex::new(ids),
                 bypass: bypass.clone(),
                 cache: cache.enabled.then(|| Cache::new(cache.clone())),
+                shared: shared(config, bypass, &clock, core.clone()),
                 flights: Arc::default(),
                 refreshes: Arc::new(Semaphore::new(MAX_REFRESHES)),
                 answers,
@@ -197,17 +203,31 @@ impl Resolver {
         )
     }
 
+    /// What the shared tier counts; nothing where there is none.
+    pub(super) fn shared_cache(&self) -> Option<SharedCounters> {
+        self.core.shared.as_ref().map(SharedCache::counters)
+    }
+
+    /// The answers about `name` in the shared tier, and the time it is.
+    pub(super) async fn remembered_elsewhere(
+        &self,
+        name: &[u8],
+        qtype: Option<u16>,
+    ) -> (Vec<Entry>, Moment) {
+        let entries = match &self.core.shared {
+            Some(shared) => shared.about(name, qtype).await,
+            None => Vec::new(),
+        };
+        (entries, self.core.clock.now())
+    }
+
     /// Forgets what `scope` says, wherever it is; tells how many answers in memory that were.
     pub(super) fn flush(&self, scope: &Scope) -> u64 {
-        let flushed = self
-            .core
-            .cache
-            .as_ref()
-            .map_or(0, |cache| cache.flush(scope));
-        if let Some(answers) = &self.core.answers {
-            answers.forget_all();
+        // First, so that nothing comes back from there.
+        if let Some(shared) = &self.core.shared {
+            shared.flush(scope);
         }
-        flushed
+        self.core.forget(scope)
     }
 
     /// Counts clients that somebody else has given the answer under `key`, the octets of a key.
@@ -222,6 +242,15 @@ impl Resolver {
 }
 
 impl Core {
+    /// Forgets what `scope` says on this machine; tells how many answers in memory that were.
+    fn forget(&self, scope: &Scope) -> u64 {
+        let forgotten = self.cache.as_ref().map_or(0, |cache| cache.flush(scope));
+        if let Some(answers) = &self.answers {
+            answers.forget_all();
+        }
+        forgotten
+    }
+
     /// What is remembered of a query's kind, and under which key, where it is of the kind that is remembered.
     fn shared(&self, query: &Query<'_>) -> Option<(&Cache, Key)> {
         let cache = self.cache.as_ref()?;
@@ -258,10 +287,11 @@ impl Core {
     ) -> (Flight, bool) {
         // The generation first: what an outdated policy makes of it is then not kept.
         let generation = self.cache.as_ref().map_or(0, Cache::generation);
-        let (route, forwarder) = {
+        let (route, is_common, forwarder) = {
             let policy = self.policy.load();
             let way = policy.way(key.as_ref().name());
-            (way.route, Arc::clone(&way.forwarder))
+            let is_common = way.route == policy.default_route();
+            (way.route, is_common, Arc::clone(&way.forwarder))
         };
         let key = &key.by(route);
         // Who takes no truncated reply cannot wait for one, and who asks after a flush not for what was asked before.
@@ -275,13 +305,32 @@ impl Core {
         self.flights.join(name.into(), || {
             let (core, key) = (Arc::clone(self), *key);
             let question: Box<[u8]> = question.into();
+            let epoch = core.shared.as_ref().map_or(0, SharedCache::epoch);
             let work = async move {
-                let outcome = forward(&forwarder, &key, &question, transport, arrived).await;
+                let shared = core.shared.as_ref().filter(|_| is_common);
+                let upstream = || forward(&forwarder, &key, &question, transport, arrived);
+                let (outcome, origin) = match shared {
+                    None => (upstream().await, Origin::Upstream),
+                    Some(shared) => {
+                        let need = if is_popular {
+                            Need::Renewal
+                        } else {
+                            Need::Answer
+                        };
+                        // Apart, so that queries need not have room for it where nothing is shared.
+                        Box::pin(shared.or_else(&key, need, upstream())).await
+                    }
+                };
                 let now = core.clock.now();
                 let cache = core.cache.as_ref();
                 let kept = cache.and_then(|it| it.settle(key.as_ref(), generation, &outcome, now));
-                if is_popular && let (Some(cache), Some(entry)) = (cache, kept) {
-                    core.offer(cache, generation, &entry);
+                if is_popular && let (Some(cache), Some(entry)) = (cache, &kept) {
+                    core.offer(cache, generation, entry);
+                }
+                if origin == Origin::Upstream
+                    && let (Some(shared), Some(entry)) = (shared, &kept)
+                {
+                    shared.keep(entry, epoch);
                 }
                 Arc::new(outcome)
             };
@@ -383,6 +432,27 @@ async fn forward(
     }
     let plain = forwarder.forward(&request(false), transport, arrived).await;
     plain.or(outcome)
+}
+
+/// The tier behind the cache, where there is to be one; flushes that others tell it concern `core`.
+fn shared(
+    config: &DnsConfig,
+    bypass: &Bypass,
+    clock: &Clock,
+    core: Weak<Core>,
+) -> Option<SharedCache> {
+    let settings = config
+        .shared_cache
+        .clone()
+        .filter(|_| config.cache.enabled)?;
+    let forget = move |scope: &Scope| core.upgrade().map_or(0, |core| core.forget(scope));
+    SharedCache::start(
+        settings,
+        config.cache.clone(),
+        bypass,
+        clock.clone(),
+        Box::new(forget),
+    )
 }
 
 /// Whether a reply says something of the name, rather than of the upstream (RFC 8767 §6).

@@ -12,7 +12,7 @@ use tracing::{debug, trace};
 use super::DnsConfig;
 use super::admission::Admission;
 use super::answers::AnswerSink;
-use super::cache::{CacheCounters, Entry, Scope};
+use super::cache::{CacheCounters, Entry, Scope, SharedCounters};
 use super::clock::{Clock, Moment};
 use super::connection;
 use super::counters::{Counters, Meter};
@@ -32,7 +32,8 @@ pub struct Server {
 impl Server {
     /// A server that forwards as `config` says, through `bypass`, and hands what it remembers to `answers` as well.
     ///
-    /// Its tasks run on the tokio runtime from which it is given datagrams and streams.
+    /// Its tasks run on the tokio runtime from which it is given datagrams and streams. Where a cache is shared, there must
+    /// be one around already, which should be the same.
     #[expect(
         clippy::needless_pass_by_value,
         reason = "nobody else needs them afterwards"
@@ -94,6 +95,21 @@ impl Server {
     /// it is. Looks at every answer there is.
     pub fn remembered(&self, name: &[u8], qtype: Option<u16>) -> (Vec<Entry>, Moment) {
         self.shared.resolver.remembered(name, qtype)
+    }
+
+    /// What the shared tier counts; nothing where there is none.
+    pub fn shared_cache(&self) -> Option<SharedCounters> {
+        self.shared.resolver.shared_cache()
+    }
+
+    /// As [`Self::remembered`], of the answers in the shared tier; of the usual types where none is named, for the tier
+    /// cannot be searched.
+    pub async fn remembered_elsewhere(
+        &self,
+        name: &[u8],
+        qtype: Option<u16>,
+    ) -> (Vec<Entry>, Moment) {
+        self.shared.resolver.remembered_elsewhere(name, qtype).await
     }
 
     /// Forgets what `scope` says, what is being asked included; tells how many answers in memory that were.

@@ -94,6 +94,13 @@ impl<'a> KeyRef<'a> {
         self.0
     }
 
+    /// The same but for who answered: what was asked.
+    pub(super) fn octets_without_route(self) -> &'a [u8] {
+        self.0
+            .split_last_chunk::<2>()
+            .map_or(&[], |(octets, _)| octets)
+    }
+
     /// Name (lower-cased), type and class in wire form.
     pub fn question(self) -> &'a [u8] {
         self.0

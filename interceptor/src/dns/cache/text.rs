@@ -32,6 +32,11 @@ pub struct NameError(String);
 pub struct QtypeError(String);
 
 impl DomainName {
+    /// The name that `octets` are in wire form, whole and well-formed.
+    pub(super) fn from_wire(octets: &[u8]) -> Self {
+        Self(octets.to_ascii_lowercase())
+    }
+
     /// Its octets in wire form, lower-cased, the root's included.
     pub fn octets(&self) -> &[u8] {
         &self.0

@@ -11,6 +11,7 @@ use rustls::pki_types::{DnsName, ServerName};
 use url::{Host, Url};
 
 use super::pin::Pin;
+use super::tls::{self, TlsFileError};
 use super::url::{UpstreamUrlError, address_of, classify, is_unicast};
 
 /// Connections that one upstream can be given.
@@ -103,7 +104,7 @@ enum UrlHost {
 
 impl EncryptedUrl {
     /// Reads `text`, whose scheme has been found to be `scheme`.
-    pub(super) fn parse(text: &str, scheme: Scheme) -> Result<Self, UpstreamUrlError> {
+    pub(in crate::dns) fn parse(text: &str, scheme: Scheme) -> Result<Self, UpstreamUrlError> {
         let url = generic(text)?;
         let host = match url.host() {
             None => return Err(UpstreamUrlError::NoAddress(text.to_owned())),
@@ -151,6 +152,25 @@ impl EncryptedUrl {
         };
         parsed.read_parameters(text, url.query().unwrap_or_default())?;
         Ok(parsed)
+    }
+
+    /// Trusts the authorities in `ca` alone; tells whether the URL has not named whom to trust already.
+    pub(in crate::dns) fn set_ca(&mut self, ca: &Path) -> bool {
+        let is_open = self.ca.is_none() && self.roots.is_none();
+        if is_open {
+            self.ca = Some(ca.to_owned());
+        }
+        is_open
+    }
+
+    /// Reads the files that it names, so that a wrong one is known before anything is started.
+    pub(in crate::dns) fn check_files(&self) -> Result<(), TlsFileError> {
+        tls::check_files(self)
+    }
+
+    /// A part of a URL without its percent-escapes.
+    pub(in crate::dns) fn unescape(part: &str) -> String {
+        unescape(part)
     }
 
     /// The transport.

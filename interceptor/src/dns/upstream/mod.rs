@@ -31,6 +31,7 @@ pub use self::pin::Pin;
 use self::stream::StreamUpstream;
 use self::tcp::TcpDial;
 pub use self::tls::TlsFileError;
+pub(super) use self::tls::{SecureDial, first as first_address};
 use self::udp::UdpUpstream;
 pub use self::url::{UpstreamUrl, UpstreamUrlError};
 use super::counters::{State, UpstreamCounters, UpstreamMeter};

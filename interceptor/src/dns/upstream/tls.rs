@@ -233,6 +233,24 @@ impl Dial for TlsDial {
     }
 }
 
+/// Opens TLS connections to a server that speaks something else than DNS, and thus without ALPN.
+pub(in crate::dns) struct SecureDial(TlsDial);
+
+impl SecureDial {
+    pub(in crate::dns) fn new(url: EncryptedUrl, bypass: Bypass) -> Self {
+        let tls = Tls::new(Arc::new(url), NO_ALPN, Versions::Tcp);
+        Self(TlsDial::new(Arc::new(tls), bypass))
+    }
+
+    /// Opens a connection; the error says what is wrong with the server's certificate.
+    pub(in crate::dns) async fn dial(&self) -> io::Result<TlsStream<TcpStream>> {
+        self.0.dial().await
+    }
+}
+
+/// No ALPN at all.
+const NO_ALPN: &[u8] = b"";
+
 /// ALPN of DNS over TLS (RFC 7858 §7.1 as IANA registers it).
 pub(super) const DOT: &[u8] = b"dot";
 
@@ -247,7 +265,7 @@ pub(super) const DOQ: &[u8] = b"doq";
 
 /// Connects to the upstream's addresses in order, each a while after the one before or as soon as that has failed; the
 /// first that succeeds counts (RFC 8305 §5).
-pub(super) async fn first<T, F>(
+pub(in crate::dns) async fn first<T, F>(
     url: &EncryptedUrl,
     connect: impl FnMut(SocketAddr) -> F,
 ) -> io::Result<T>
@@ -314,7 +332,9 @@ fn client_config(
                 .map_err(|error| malformed("the client certificate", &files.certificate, &error))?
         }
     };
-    config.alpn_protocols = vec![alpn.to_vec()];
+    if alpn != NO_ALPN {
+        config.alpn_protocols = vec![alpn.to_vec()];
+    }
     config.resumption = Resumption::in_memory_sessions(SESSIONS);
     Ok(config)
 }

@@ -1,0 +1,527 @@
+//! Which store is shared, and how it is used.
+
+use std::fmt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+use std::{fs, io};
+
+use thiserror::Error;
+use url::Url;
+
+use super::seal::{NoKey, SealingKey};
+use crate::dns::upstream::{EncryptedUrl, Scheme};
+
+/// Where Redis and Valkey answer unless something else is said.
+const DEFAULT_PORT: u16 = 6379;
+
+/// The parameters that a URL without TLS can have.
+const PLAIN_PARAMETER: &str = "bootstrap=";
+
+/// A file of secrets in octets, at most.
+const SECRET_FILE_MAX: u64 = 4096;
+
+/// Permission bits of everybody but the owner.
+const OTHERS: u32 = 0o077;
+
+/// The shared cache's settings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SharedCacheConfig {
+    /// The store.
+    pub store: StoreUrl,
+    /// How long a query waits for the store.
+    pub budget: Duration,
+    /// What the names of all keys and of the channel begin with; machines that share answers have it in common.
+    pub prefix: String,
+    /// The file that the password comes from.
+    pub password: Option<PasswordFile>,
+    /// The file that the sealing key comes from; without, the store can read and forge answers.
+    pub key: Option<KeyFile>,
+    /// Whether the store is reached beside the tunnel, as upstreams are; loopback addresses are not in any case.
+    pub bypass: bool,
+}
+
+/// A Redis or Valkey server: `redis://user@192.0.2.1:6379/0`, `rediss://…` with TLS, `unix:///run/redis.sock`.
+///
+/// What follows `?` and `#` is as in the URLs of encrypted upstreams: addresses of host names, pins, authorities, the
+/// client's certificate, and the name that the server's certificate is for.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoreUrl {
+    pub(super) place: Place,
+    pub(super) user: Option<String>,
+    pub(super) password: Option<Secret>,
+    pub(super) database: u32,
+    /// As it was written, without the password.
+    shown: String,
+    /// The same without what follows the address, for logs.
+    label: String,
+}
+
+/// Where a store is.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    Plain(EncryptedUrl),
+    Tls(EncryptedUrl),
+    Unix(PathBuf),
+}
+
+/// A text that is not printed.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Secret(pub(super) String);
+
+/// Why a text is no store's URL. None of them repeats a password.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum StoreUrlError {
+    /// The scheme is none of ours.
+    #[error(
+        "a shared cache is at redis://, rediss://, valkey://, valkeys:// or unix://, not at {0}"
+    )]
+    Scheme(String),
+    /// It is no URL.
+    #[error("it is no URL: {0}; write one such as redis://192.0.2.1:6379")]
+    Url(String),
+    /// It has no host.
+    #[error("the URL has no address; write one such as redis://192.0.2.1:6379")]
+    NoAddress,
+    /// The path is no number of a database.
+    #[error("`{0}` is no number of a database; write one such as redis://192.0.2.1/0")]
+    Database(String),
+    /// The parameters need TLS.
+    #[error("{0}:// takes no parameters but bootstrap=ADDRESS; with TLS it is {0}s://")]
+    Parameters(String),
+    /// The address or the parameters cannot be.
+    #[error("{0}")]
+    Server(String),
+    /// The path of the socket is missing.
+    #[error("the URL names no socket; write one such as unix:///run/redis/redis.sock")]
+    Socket,
+}
+
+/// A file of one line that nobody else should read.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PasswordFile {
+    /// Its path.
+    pub path: PathBuf,
+    pub(super) password: Secret,
+    is_readable_by_others: bool,
+}
+
+/// A file with the sealing key.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeyFile {
+    /// Its path.
+    pub path: PathBuf,
+    pub(super) key: SealingKey,
+    is_readable_by_others: bool,
+}
+
+/// What is wrong with a file of secrets.
+#[derive(Debug, Error)]
+pub enum SecretFileError {
+    /// It cannot be read.
+    #[error("cannot read {}: {reason}", path.display())]
+    Unreadable {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        reason: io::Error,
+    },
+    /// It is something else.
+    #[error("{} is no file of a single line", .0.display())]
+    NoLine(PathBuf),
+    /// It is no key.
+    #[error("{}: {reason}", path.display())]
+    NoKey {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        reason: NoKey,
+    },
+}
+
+impl SharedCacheConfig {
+    /// The usual settings for `store`.
+    pub fn new(store: StoreUrl) -> Self {
+        Self {
+            store,
+            budget: Duration::from_millis(20),
+            prefix: "interceptor:".to_owned(),
+            password: None,
+            key: None,
+            bypass: true,
+        }
+    }
+
+    /// What is dangerous about it, one line each.
+    pub fn warnings(&self) -> Vec<String> {
+        let password = self.password.as_ref();
+        let password = password.map(|file| (&file.path, file.is_readable_by_others));
+        let key = self.key.as_ref();
+        let key = key.map(|file| (&file.path, file.is_readable_by_others));
+        let files = password.into_iter().chain(key);
+        let readable = files.filter(|(_, is_readable)| *is_readable);
+        readable
+            .map(|(path, _)| {
+                let path = path.display();
+                format!("{path} can be read by others; chmod 600 {path}")
+            })
+            .collect()
+    }
+}
+
+impl StoreUrl {
+    /// Whether it has a password of its own.
+    pub fn has_password(&self) -> bool {
+        self.password.is_some()
+    }
+
+    /// Whether TLS is spoken.
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self.place, Place::Tls(_))
+    }
+
+    /// The URL up to the address, without user and password, for logs.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Trusts the authorities in `ca` alone; nothing where the URL has named whom to trust already, or does not speak TLS.
+    #[must_use]
+    pub fn with_ca(mut self, ca: &Path) -> Option<Self> {
+        let Place::Tls(server) = &mut self.place else {
+            return None;
+        };
+        server.set_ca(ca).then_some(self)
+    }
+
+    /// Reads the files that the URL names.
+    pub fn check_files(&self) -> Result<(), crate::dns::upstream::TlsFileError> {
+        match &self.place {
+            Place::Tls(server) => server.check_files(),
+            Place::Plain(_) | Place::Unix(_) => Ok(()),
+        }
+    }
+}
+
+impl FromStr for StoreUrl {
+    type Err = StoreUrlError;
+
+    fn from_str(text: &str) -> Result<Self, StoreUrlError> {
+        let Some((scheme, rest)) = text.split_once("://") else {
+            return Err(StoreUrlError::Url("it has no scheme".to_owned()));
+        };
+        let scheme = scheme.to_ascii_lowercase();
+        let is_tls = match scheme.as_str() {
+            "redis" | "valkey" => false,
+            "rediss" | "valkeys" => true,
+            "unix" => return unix(rest),
+            _ => {
+                return Err(StoreUrlError::Scheme(format!(
+                    "{}://",
+                    scheme.escape_debug()
+                )));
+            }
+        };
+        let url = Url::parse(&format!("{scheme}://{rest}"));
+        let url = url.map_err(|error| StoreUrlError::Url(error.to_string()))?;
+        let Some(host) = url.host_str().filter(|host| !host.is_empty()) else {
+            return Err(StoreUrlError::NoAddress);
+        };
+        let query = url.query().unwrap_or_default();
+        let needs_tls = |parameter: &str| !parameter.starts_with(PLAIN_PARAMETER);
+        let is_excessive =
+            url.fragment().is_some() || !query.is_empty() && query.split('&').any(needs_tls);
+        if !is_tls && is_excessive {
+            return Err(StoreUrlError::Parameters(scheme));
+        }
+        let address = format!("{host}:{}", url.port().unwrap_or(DEFAULT_PORT));
+        let question = if query.is_empty() { "" } else { "?" };
+        let fragment = url.fragment().map(|name| format!("#{name}"));
+        let fragment = fragment.unwrap_or_default();
+        // What is left is what the URL of an encrypted upstream is made of.
+        let server = EncryptedUrl::parse(
+            &format!("tls://{address}{question}{query}{fragment}"),
+            Scheme::Tls,
+        );
+        let server = server.map_err(|error| {
+            StoreUrlError::Server(error.to_string().replace("tls://", &format!("{scheme}://")))
+        })?;
+        let user = Some(url.username()).filter(|user| !user.is_empty());
+        let user = user.map(EncryptedUrl::unescape);
+        let password = url.password().map(EncryptedUrl::unescape).map(Secret);
+        let database = database(url.path().trim_start_matches('/'))?;
+        let label = format!("{scheme}://{address}");
+        let account = match (url.username(), &password) {
+            ("", None) => String::new(),
+            (user, None) => format!("{user}@"),
+            (user, Some(_)) => format!("{user}:***@"),
+        };
+        Ok(Self {
+            place: if is_tls {
+                Place::Tls(server)
+            } else {
+                Place::Plain(server)
+            },
+            user,
+            password,
+            database,
+            shown: format!("{scheme}://{account}{address}/{database}{question}{query}{fragment}"),
+            label,
+        })
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+fn unix(rest: &str) -> Result<StoreUrl, StoreUrlError> {
+    let (path, parameters) = rest.split_once('?').unwrap_or((rest, ""));
+    let path = EncryptedUrl::unescape(path);
+    if !path.starts_with('/') || path.ends_with('/') {
+        return Err(StoreUrlError::Socket);
+    }
+    let mut url = StoreUrl {
+        place: Place::Unix(PathBuf::from(&path)),
+        user: None,
+        password: None,
+        database: 0,
+        shown: format!("unix://{rest}"),
+        label: format!("unix://{path}"),
+    };
+    for parameter in parameters.split('&').filter(|it| !it.is_empty()) {
+        match parameter.split_once('=') {
+            Some(("db", number)) => url.database = database(number)?,
+            Some(("user", user)) => url.user = Some(EncryptedUrl::unescape(user)),
+            _ => {
+                return Err(StoreUrlError::Server(
+                    "unix:// takes no parameters but db=NUMBER and user=NAME".to_owned(),
+                ));
+            }
+        }
+    }
+    Ok(url)
+}
+
+fn database(text: &str) -> Result<u32, StoreUrlError> {
+    if text.is_empty() {
+        return Ok(0);
+    }
+    let is_number = text.bytes().all(|octet| octet.is_ascii_digit());
+    text.parse()
+        .ok()
+        .filter(|_| is_number)
+        .ok_or_else(|| StoreUrlError::Database(text.escape_debug().to_string()))
+}
+
+impl PasswordFile {
+    /// Reads it.
+    pub fn read(path: PathBuf) -> Result<Self, SecretFileError> {
+        let (text, is_readable_by_others) = line(&path)?;
+        Ok(Self {
+            path,
+            password: Secret(text),
+            is_readable_by_others,
+        })
+    }
+}
+
+impl KeyFile {
+    /// Reads it: 32 octets as 64 hexadecimal digits or in Base64, on one line.
+    pub fn read(path: PathBuf) -> Result<Self, SecretFileError> {
+        let (text, is_readable_by_others) = line(&path)?;
+        match SealingKey::parse(&text) {
+            Ok(key) => Ok(Self {
+                path,
+                key,
+                is_readable_by_others,
+            }),
+            Err(reason) => Err(SecretFileError::NoKey { path, reason }),
+        }
+    }
+}
+
+/// The one line of a file, and whether others can read it.
+fn line(path: &Path) -> Result<(String, bool), SecretFileError> {
+    let unreadable = |reason| SecretFileError::Unreadable {
+        path: path.to_owned(),
+        reason,
+    };
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() || metadata.len() > SECRET_FILE_MAX {
+        return Err(SecretFileError::NoLine(path.to_owned()));
+    }
+    let octets = fs::read(path).map_err(unreadable)?;
+    let text = String::from_utf8(octets).unwrap_or_default();
+    let text = text.trim_end_matches(['\r', '\n']);
+    if text.is_empty() || text.contains('\n') {
+        return Err(SecretFileError::NoLine(path.to_owned()));
+    }
+    Ok((text.to_owned(), metadata.mode() & OTHERS != 0))
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Debug for PasswordFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PasswordFile({})", self.path.display())
+    }
+}
+
+impl fmt::Debug for KeyFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyFile({})", self.path.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_url_is_read_with_user_password_port_and_database() {
+        let url = store("redis://fleet:p%40ss@192.0.2.1:7000/3");
+        assert_eq!(url.user.as_deref(), Some("fleet"));
+        assert_eq!(url.password, Some(Secret("p@ss".to_owned())));
+        assert_eq!(url.database, 3);
+        assert_eq!(addresses(&url), ["192.0.2.1:7000"]);
+        assert_eq!(url.label(), "redis://192.0.2.1:7000");
+    }
+
+    #[test]
+    fn what_is_not_said_is_the_usual() {
+        for (text, address) in [
+            ("redis://192.0.2.1", "192.0.2.1:6379"),
+            ("valkey://[2001:db8::1]/", "[2001:db8::1]:6379"),
+            ("rediss://192.0.2.1#redis.example", "192.0.2.1:6379"),
+            (
+                "redis://redis.example?bootstrap=192.0.2.1",
+                "192.0.2.1:6379",
+            ),
+        ] {
+            let url = store(text);
+            assert_eq!(addresses(&url), [address], "{text}");
+            assert_eq!((url.user, url.password, url.database), (None, None, 0));
+        }
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        for text in [
+            "redis://:hunter2@192.0.2.1",
+            "rediss://a:hunter2@192.0.2.1/1#b.example",
+        ] {
+            let url = store(text);
+            assert!(!url.to_string().contains("hunter2"), "{url}");
+            assert!(url.to_string().contains("***"), "{url}");
+            assert!(!format!("{url:?}").contains("hunter2"));
+            assert!(!url.label().contains("hunter2"));
+        }
+        for text in [
+            "redis://:hunter2@localhost",
+            "redis://:hunter2@192.0.2.1/x",
+            "redis://:hunter2@192.0.2.1:99999",
+            "redis://:hunter2@",
+            "rediss://:hunter2@192.0.2.1?ca=",
+            "redis://:hunter2@192.0.2.1?ca=/x",
+        ] {
+            let error = text.parse::<StoreUrl>().unwrap_err().to_string();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_shown_is_read_as_the_same() {
+        for text in [
+            "redis://192.0.2.1:6379/0",
+            "rediss://fleet@192.0.2.1:6380/2?ca=/etc/ca.pem#redis.example",
+            "unix:///run/redis.sock?db=2&user=fleet",
+        ] {
+            assert_eq!(store(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_socket_has_a_path_and_parameters_of_its_own() {
+        let url = store("unix:///run/redis.sock?db=2&user=fleet");
+        assert_eq!((url.user.as_deref(), url.database), (Some("fleet"), 2));
+        for text in [
+            "unix://",
+            "unix://run/redis.sock",
+            "unix:///run/",
+            "unix:///a?x=1",
+        ] {
+            assert!(text.parse::<StoreUrl>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_told_in_one_line() {
+        for (text, part) in [
+            ("192.0.2.1", "has no scheme"),
+            ("http://192.0.2.1", "not at http://"),
+            ("redis://redis.example", "bootstrap"),
+            ("redis://192.0.2.1/x", "no number of a database"),
+            ("redis://192.0.2.1?ca=/x", "rediss://"),
+            ("rediss://192.0.2.1?what=x", "what"),
+        ] {
+            let error = text.parse::<StoreUrl>().unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+            assert!(!error.contains("tls://"), "{text}: {error}");
+            assert_eq!(error.lines().count(), 1, "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_secrets_has_one_line_and_should_be_ones_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        let write = |text: &str, mode| {
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        write("hunter2\n", 0o600);
+        let mut config = SharedCacheConfig::new(store("redis://192.0.2.1"));
+        let file = PasswordFile::read(path.clone()).unwrap();
+        assert_eq!(file.password, Secret("hunter2".to_owned()));
+        assert!(!format!("{file:?}").contains("hunter2"));
+        config.password = Some(file);
+        assert!(config.warnings().is_empty());
+        write("hunter2\n", 0o640);
+        config.password = Some(PasswordFile::read(path.clone()).unwrap());
+        assert!(config.warnings()[0].contains("can be read by others"));
+        assert!(KeyFile::read(path.clone()).is_err());
+        for text in ["", "\n", "one\ntwo\n"] {
+            write(text, 0o600);
+            assert!(PasswordFile::read(path.clone()).is_err(), "{text:?}");
+        }
+        assert!(PasswordFile::read(folder.path().to_owned()).is_err());
+        assert!(PasswordFile::read(folder.path().join("none")).is_err());
+    }
+
+    fn store(text: &str) -> StoreUrl {
+        text.parse().unwrap()
+    }
+
+    fn addresses(url: &StoreUrl) -> Vec<String> {
+        let (Place::Plain(server) | Place::Tls(server)) = &url.place else {
+            return Vec::new();
+        };
+        server.addresses().map(|it| it.to_string()).collect()
+    }
+}
