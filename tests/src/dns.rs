@@ -6,8 +6,8 @@ use std::str::FromStr as _;
 use anyhow::{Context as _, Result};
 use hickory_proto::op::{Edns, Query as Question};
 pub use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
+use hickory_proto::rr::rdata::{A, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 /// A query to be.
@@ -117,6 +117,15 @@ pub fn address_reply_for(query: &[u8], address: Ipv4Addr, ttl: u32) -> Option<Ve
 pub fn error_reply(query: &[u8], code: ResponseCode) -> Option<Vec<u8>> {
     reply_with(query, |reply, _| {
         reply.metadata.response_code = code;
+    })
+}
+
+/// A reply to `query` that the name does not exist, for `ttl` seconds; `None` when the query cannot be read.
+pub fn no_such_name(query: &[u8], ttl: u32) -> Option<Vec<u8>> {
+    reply_with(query, |reply, _| {
+        reply.metadata.response_code = ResponseCode::NXDomain;
+        let soa = SOA::new(Name::root(), Name::root(), 1, 60, 60, 60, ttl);
+        reply.add_authority(Record::from_rdata(Name::root(), ttl, RData::SOA(soa)));
     })
 }
 

@@ -24,6 +24,7 @@ pub(crate) const LAB: [&str; 19] = [
     "openssl",
     "openvpn",
     "procps",
+    "redis-server",
     "tcpdump",
     "unbound",
     "wireguard-go",
@@ -92,13 +93,14 @@ fn apt_get(action: &str) -> Command {
 
 /// Packages that start a service when they are installed, with its units. The tests run the programs themselves; a
 /// resolver that answers on this machine would be a surprise.
-const SERVICES: [(&str, &[&str]); 4] = [
+const SERVICES: [(&str, &[&str]); 5] = [
     ("dnsdist", &["dnsdist.service"]),
     ("knot", &["knot.service"]),
     (
         "knot-resolver",
         &["kresd@1.service", "kres-cache-gc.service"],
     ),
+    ("redis-server", &["redis-server.service"]),
     (
         "unbound",
         &["unbound.service", "unbound-resolvconf.service"],

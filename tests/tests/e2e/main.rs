@@ -19,6 +19,7 @@ mod readers;
 mod routes;
 mod routing;
 mod rules;
+mod shared_cache;
 mod tcp;
 mod tunnel;
 mod upstreams;
