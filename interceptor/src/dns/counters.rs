@@ -24,7 +24,7 @@ pub struct Counters {
     pub replies: BTreeMap<String, u64>,
     /// Replies cut short because the client takes no longer ones.
     pub truncated: u64,
-    /// Queries handed to upstreams.
+    /// Queries handed to upstreams; where a cache is shared, those that were answered from there as well.
     pub forwarded: u64,
     /// Queries for which no upstream had anything to say; their clients got SERVFAIL.
     pub failed: u64,

@@ -299,7 +299,7 @@ fn rubbish_in_the_store_is_refused_and_the_right_answer_given() -> Result<()> {
     let lua = |name: &str, script: &str| {
         let length = name.len();
         let name = format!("\\{length:03}{name}\\007example\\004test\\000");
-        let key = format!("interceptor:answer:{name}\\000\\001\\000\\001\\000\\000\\000");
+        let key = format!("interceptor:answer:{name}\\000\\001\\000\\001\\000");
         redis.ask(&["EVAL", &format!("local k=\"{key}\" {script}"), "0"])
     };
     for (number, rubbish) in [

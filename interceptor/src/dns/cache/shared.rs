@@ -28,6 +28,7 @@ use arc_swap::ArcSwapOption;
 use futures_util::future::{Either, select};
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, trace, warn};
@@ -288,7 +289,8 @@ impl SharedCache {
         let mut owed = inner.owed();
         inner.is_owing.store(true, Ordering::Release);
         if owed.len() >= MOST_OWED {
-            owed.clear();
+            // The first may be on its way.
+            owed.truncate(1);
             owed.push_back(Scope::All);
         } else {
             owed.push_back(scope.clone());
@@ -483,12 +485,16 @@ impl Inner {
     }
 
     /// Brings the epoch in line with the store's, after following what `news` told before the store was asked.
-    async fn agree(&self, link: &Link, news: &mut mpsc::Receiver<News>) -> Result<(), Trouble> {
+    async fn agree(
+        self: &Arc<Self>,
+        link: &Link,
+        news: &mut mpsc::Receiver<News>,
+    ) -> Result<(), Trouble> {
         let key = self.codec.epoch_key();
         let found = link.number(&key).await?;
         while let Ok(told) = news.try_recv() {
             match told {
-                News::Told(message) => self.follow(&message),
+                News::Told(message) => self.follow(&message).await,
                 News::Lost => return Err(Trouble::Failed(LOST.to_owned())),
             }
         }
@@ -496,7 +502,7 @@ impl Inner {
         match found {
             Some(epoch) if epoch > known => {
                 self.epoch.store(epoch, Ordering::Release);
-                let forgotten = (self.forget)(&Scope::All);
+                let forgotten = self.forget(Scope::All).await;
                 if forgotten > 0 {
                     self.meter.resynchronized.add();
                     info!(
@@ -560,8 +566,15 @@ impl Inner {
         }
     }
 
+    /// Takes what `scope` says from this machine's own tiers. That can take a while, and queries are on this thread.
+    async fn forget(self: &Arc<Self>, scope: Scope) -> u64 {
+        let inner = Arc::clone(self);
+        let forgetting = spawn_blocking(move || (inner.forget)(&scope));
+        forgetting.await.unwrap_or_default()
+    }
+
     /// Follows a flush that somebody has told.
-    fn follow(&self, message: &[u8]) {
+    async fn follow(self: &Arc<Self>, message: &[u8]) {
         let Ok(note) = self.codec.decode_flush(message) else {
             debug!("a flush in the shared cache's channel is refused");
             return self.meter.refused.add();
@@ -570,7 +583,7 @@ impl Inner {
             return;
         }
         self.epoch.fetch_max(note.epoch, Ordering::AcqRel);
-        let answers = (self.forget)(&note.scope);
+        let answers = self.forget(note.scope).await;
         self.meter.flushes_received.add();
         info!(answers, "cache flushed by another machine");
     }
@@ -647,7 +660,8 @@ async fn tend(inner: Arc<Inner>) {
     loop {
         let retry_at = inner.breaker().retry_at().unwrap_or_default();
         sleep(until(inner.clock.now(), retry_at)).await;
-        let reason = match timeout(PATIENCE, connect(&inner)).await {
+        let patience = PATIENCE + inner.config.budget;
+        let reason = match timeout(patience, connect(&inner)).await {
             Ok(Ok((link, news))) => {
                 inner.take_up(Arc::clone(&link));
                 let ended = serve(&inner, &link, news).await;
@@ -658,14 +672,14 @@ async fn tend(inner: Arc<Inner>) {
                 }
             }
             Ok(Err(trouble)) => words(trouble),
-            Err(_) => format!("it does not answer within {PATIENCE:?}"),
+            Err(_) => format!("it does not answer within {patience:?}"),
         };
         inner.leave_alone(&reason);
     }
 }
 
 /// A connection that has done everything before it can be used: what is owed is told, and the store replies in time.
-async fn connect(inner: &Inner) -> Result<(Arc<Link>, mpsc::Receiver<News>), Trouble> {
+async fn connect(inner: &Arc<Inner>) -> Result<(Arc<Link>, mpsc::Receiver<News>), Trouble> {
     let (link, mut news) = inner.dial.open(&inner.codec.channel()).await?;
     inner.agree(&link, &mut news).await?;
     inner.settle_debts(&link).await?;
@@ -689,7 +703,7 @@ enum End {
 }
 
 /// Follows flushes, tells our own, and looks after the connection.
-async fn serve(inner: &Inner, link: &Link, mut news: mpsc::Receiver<News>) -> End {
+async fn serve(inner: &Arc<Inner>, link: &Link, mut news: mpsc::Receiver<News>) -> End {
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -697,7 +711,7 @@ async fn serve(inner: &Inner, link: &Link, mut news: mpsc::Receiver<News>) -> En
             biased;
             news = news.recv() => match news {
                 Some(News::Told(message)) => {
-                    inner.follow(&message);
+                    inner.follow(&message).await;
                     Ok(Ok(()))
                 }
                 Some(News::Lost) | None => return End::Trouble(LOST.to_owned()),

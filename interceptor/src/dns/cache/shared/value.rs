@@ -358,6 +358,19 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_has_the_same_name_whatever_number_a_machine_gives_its_route() {
+        let entry = entry("www.example.", 1);
+        let question = entry.key().question().to_vec();
+        let elsewhere = Key::new(&question, false, false, RouteId(7)).unwrap();
+        let signed = Key::new(&question, true, false, RouteId::DEFAULT).unwrap();
+        for codec in codecs() {
+            let name = codec.name(entry.key());
+            assert_eq!(codec.name(elsewhere.as_ref()), name);
+            assert_ne!(codec.name(signed.as_ref()), name);
+        }
+    }
+
+    #[test]
     fn a_flush_is_told_as_it_was_meant() {
         for codec in codecs() {
             for scope in [
