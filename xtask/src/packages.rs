@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use crate::command;
 
 /// What the lab runs, and with it the tests and the demo.
-pub(crate) const LAB: [&str; 19] = [
+pub(crate) const LAB: [&str; 20] = [
     "bind9-dnsutils",
     "bpftool",
     "conntrack",
