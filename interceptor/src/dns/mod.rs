@@ -15,6 +15,7 @@ mod framing;
 mod padding;
 mod policy;
 pub mod query;
+pub mod records;
 pub mod reply;
 mod resolver;
 mod server;

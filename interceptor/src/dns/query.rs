@@ -215,12 +215,21 @@ impl<'a> Query<'a> {
 
     /// A reply that says `rcode`.
     pub fn error_reply(&self, rcode: Rcode, extended: Option<ExtendedError>) -> Vec<u8> {
-        let echo = Echo {
+        self.echo().error_reply(&self.wire, rcode, extended)
+    }
+
+    /// Header and question of a reply that says `rcode` and has `flags`; records are to follow.
+    pub fn reply_head(&self, rcode: Rcode, flags: Flags) -> Vec<u8> {
+        const ROOM: usize = 256;
+        self.echo().reply_head(&self.wire, rcode, flags, ROOM)
+    }
+
+    fn echo(&self) -> Echo {
+        Echo {
             header: self.header,
             question: Some(self.question),
             opt: self.opt,
-        };
-        echo.error_reply(&self.wire, rcode, extended)
+        }
     }
 
     /// `reply` as this query's client takes it: its ID, its letter case, OPT exactly when the query has it, AD only when

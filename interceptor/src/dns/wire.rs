@@ -65,6 +65,8 @@ pub struct Flags(pub u16);
 impl Flags {
     /// QR: the message is a response.
     pub const RESPONSE: Self = Self(0x8000);
+    /// AA: the answer is the owner's own.
+    pub const AUTHORITATIVE: Self = Self(0x0400);
     /// TC: the message was cut short.
     pub const TRUNCATED: Self = Self(0x0200);
     /// RD: recursion desired.
@@ -469,13 +471,9 @@ pub struct Echo {
 }
 
 impl Echo {
-    /// A reply to `query` that says `rcode`, with OPT exactly when the query has it.
-    pub fn error_reply(
-        &self,
-        query: &[u8],
-        rcode: Rcode,
-        extended: Option<ExtendedError>,
-    ) -> Vec<u8> {
+    /// How a reply to `query` begins: header and question, `flags` beside those that every reply has, no records yet, and
+    /// `room` octets to spare beyond OPT.
+    pub fn reply_head(&self, query: &[u8], rcode: Rcode, flags: Flags, room: usize) -> Vec<u8> {
         let question = self
             .question
             .and_then(|question| query.get(question.range()))
@@ -483,18 +481,29 @@ impl Echo {
         let kept = Flags::OPCODE
             .with(Flags::RECURSION_DESIRED)
             .with(Flags::CHECKING_DISABLED);
-        let flags = self.header.flags.only(kept);
         let flags = flags
+            .with(self.header.flags.only(kept))
             .with(Flags::RESPONSE)
             .with(Flags::RECURSION_AVAILABLE)
             .with_rcode(rcode);
-        let text = extended.map_or(0, |extended| extended.text.len());
-        let mut reply = Vec::with_capacity(HEADER_LEN + question.len() + BARE_OPT_LEN + 6 + text);
+        let mut reply = Vec::with_capacity(HEADER_LEN + question.len() + BARE_OPT_LEN + room);
         let counts = [u16::from(!question.is_empty()), 0, 0, 0];
         for field in [self.header.id, flags.0].into_iter().chain(counts) {
             reply.extend_from_slice(&field.to_be_bytes());
         }
         reply.extend_from_slice(question);
+        reply
+    }
+
+    /// A reply to `query` that says `rcode`, with OPT exactly when the query has it.
+    pub fn error_reply(
+        &self,
+        query: &[u8],
+        rcode: Rcode,
+        extended: Option<ExtendedError>,
+    ) -> Vec<u8> {
+        let room = 6 + extended.map_or(0, |extended| extended.text.len());
+        let mut reply = self.reply_head(query, rcode, Flags::default(), room);
         if let Some(opt) = self.opt {
             append_opt(&mut reply, rcode.upper(), opt.dnssec_ok, extended);
         }

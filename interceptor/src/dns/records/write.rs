@@ -1,0 +1,46 @@
+//! Answers of ours in wire form.
+
+use super::{Local, Owner, TYPE_SOA};
+use crate::dns::query::Query;
+use crate::dns::wire::{Flags, HEADER_LEN, append_opt, put_u16};
+
+/// A pointer to the question's name (RFC 1035 §4.1.4).
+const QUESTION_NAME: [u8; 2] = [0xc0, HEADER_LEN as u8];
+
+const CLASS_IN: u16 = 1;
+
+impl Local<'_> {
+    /// The reply to `query`, which asked for it: authoritative, of any length.
+    pub(in crate::dns) fn reply(&self, query: &Query<'_>) -> Vec<u8> {
+        let mut reply = query.reply_head(self.rcode, Flags::AUTHORITATIVE);
+        let mut count = 0;
+        for (owner, set) in &self.answers {
+            for data in &set.data {
+                let owner = match owner {
+                    Owner::Question => &QUESTION_NAME,
+                    Owner::Name(name) => *name,
+                };
+                record(&mut reply, owner, set.rtype, set.ttl, data);
+                count += 1;
+            }
+        }
+        put_u16(&mut reply, 6, count);
+        if let Some((zone, ttl, soa)) = self.authority {
+            record(&mut reply, zone, TYPE_SOA, ttl, soa);
+            put_u16(&mut reply, 8, 1);
+        }
+        if let Some(opt) = query.opt() {
+            append_opt(&mut reply, 0, opt.dnssec_ok, None);
+        }
+        reply
+    }
+}
+
+fn record(reply: &mut Vec<u8>, owner: &[u8], rtype: u16, ttl: u32, data: &[u8]) {
+    reply.extend_from_slice(owner);
+    reply.extend_from_slice(&rtype.to_be_bytes());
+    reply.extend_from_slice(&CLASS_IN.to_be_bytes());
+    reply.extend_from_slice(&ttl.to_be_bytes());
+    reply.extend_from_slice(&(data.len() as u16).to_be_bytes());
+    reply.extend_from_slice(data);
+}
