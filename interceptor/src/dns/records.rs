@@ -9,13 +9,14 @@ mod name;
 mod special;
 mod write;
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
 pub use self::entry::{Entry, EntryError};
 pub use self::hosts::{HostsError, read as read_hosts};
 pub use self::name::{Name, NameError};
-use self::name::{labels, parent, suffixes};
+use self::name::{parent, suffixes};
 use super::wire::Rcode;
 
 /// TTL in seconds of records that name none, and of negative answers.
@@ -23,6 +24,9 @@ pub const DEFAULT_TTL: u32 = 300;
 
 /// CNAME records that are followed before the rest is left to the client.
 const MAX_ALIASES: usize = 8;
+
+/// Labels of the longest name, the root's included (RFC 1035 §3.1).
+const MAX_LABELS: usize = 128;
 
 const TYPE_A: u16 = 1;
 const TYPE_CNAME: u16 = 5;
@@ -32,18 +36,25 @@ const TYPE_AAAA: u16 = 28;
 const TYPE_ANY: u16 = 255;
 const CLASS_IN: u16 = 1;
 
-/// The names that are ours, in wire form and lower case.
+/// The names that are ours; immutable, so that another set takes its place as a whole.
 #[derive(Debug, Default)]
 pub struct Records {
-    /// Names with records, and those above them, which exist without any (RFC 4592 §2.2.2).
+    /// Names with records, in wire form and lower case, and all those above them up to the root.
     nodes: HashMap<Name, Node>,
-    /// Names below which whatever does not exist is NXDOMAIN.
-    zones: HashMap<Name, Zone>,
+    /// TTL in seconds of negative answers outside zones.
+    negative_ttl: u32,
+    /// Names with records that somebody has configured.
+    configured: usize,
 }
 
 #[derive(Debug, Default)]
 struct Node {
+    /// Its records; none where it is only above others (RFC 4592 §2.2.2).
     sets: Vec<RecordSet>,
+    /// Where whatever does not exist below is ours to deny.
+    zone: Option<Zone>,
+    /// Whether there is a wildcard below.
+    has_wildcard: bool,
 }
 
 /// The records of one name and type.
@@ -60,6 +71,16 @@ struct Zone {
     /// Its SOA record's data, for negative answers (RFC 2308 §3).
     soa: Box<[u8]>,
     ttl: u32,
+    absence: Absence,
+}
+
+/// What is said of a name in a zone that has none such.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Absence {
+    /// NXDOMAIN.
+    NoName,
+    /// NODATA.
+    NoData,
 }
 
 /// An answer of ours.
@@ -67,8 +88,7 @@ struct Zone {
 pub(super) struct Local<'a> {
     rcode: Rcode,
     answers: Vec<(Owner<'a>, &'a RecordSet)>,
-    /// Zone, TTL and data of the SOA record that a negative answer carries.
-    authority: Option<(&'a [u8], u32, &'a [u8])>,
+    authority: Option<Authority<'a>>,
     alias: Option<&'a [u8]>,
 }
 
@@ -81,11 +101,21 @@ enum Owner<'a> {
     Name(&'a [u8]),
 }
 
+/// The SOA record that a negative answer carries.
+#[derive(Debug, PartialEq, Eq)]
+struct Authority<'a> {
+    /// Its owner, in wire form.
+    apex: &'a [u8],
+    ttl: u32,
+    data: Cow<'a, [u8]>,
+}
+
 impl Records {
     /// Records for `entries`, and for the names of `hosts` with `ttl` seconds; `zones` are ours as a whole, and so are
     /// the special-use names (RFC 6761, RFC 6303 and others) where `special` says so.
     ///
-    /// A and AAAA records get a PTR record unless there is one; the first name of an address has it.
+    /// A name with entries has nothing from `hosts`, and one with either has nothing as a special-use name. A and AAAA
+    /// records get a PTR record unless there is one or they are to have none; the first name of an address has it.
     pub fn new(
         entries: &[Entry],
         hosts: &[(IpAddr, Name)],
@@ -93,46 +123,42 @@ impl Records {
         special: bool,
         ttl: u32,
     ) -> Self {
-        let mut records = Self::default();
-        if special {
-            special::add(&mut records);
-        }
-        for zone in zones {
-            records.add_zone(zone.clone(), ttl);
-        }
+        let mut records = Self {
+            nodes: HashMap::new(),
+            negative_ttl: ttl,
+            configured: 0,
+        };
         for entry in entries {
             let ttl = entry.ttl.unwrap_or(ttl);
             records.add(entry.name.clone(), entry.rtype, ttl, entry.data.clone());
         }
-        for (address, name) in hosts {
+        let configured: HashSet<&Name> = entries.iter().map(|it| &it.name).collect();
+        let hosts = || hosts.iter().filter(|(_, name)| !configured.contains(name));
+        for (address, name) in hosts() {
             let (rtype, data) = entry::address_data(*address);
             records.add(name.clone(), rtype, ttl, data);
         }
-        let configured = entries
-            .iter()
-            .filter_map(|it| Some((it.address()?, &it.name)));
-        let listed = hosts.iter().map(|(address, name)| (*address, name));
-        for (address, name) in configured.chain(listed) {
-            let reverse = Name::reverse(address);
-            let is_unspecified = address.is_unspecified();
-            if !is_unspecified && !name.is_wildcard() && !records.has(&reverse, TYPE_PTR) {
-                records.add(reverse, TYPE_PTR, ttl, name.as_wire().into());
+        for entry in entries.iter().filter(|it| it.has_reverse) {
+            if let Some(address) = entry.address() {
+                records.add_reverse(address, &entry.name, entry.ttl.unwrap_or(ttl));
             }
+        }
+        for (address, name) in hosts() {
+            records.add_reverse(*address, name, ttl);
+        }
+        records.configured = records.nodes.values().filter(|it| it.is_named()).count();
+        for zone in zones {
+            records.add_zone(zone.clone(), ttl, Absence::NoName);
+        }
+        if special {
+            special::add(&mut records);
         }
         records
     }
 
-    /// Whether nothing is ours.
-    pub fn is_empty(&self) -> bool {
-        self.nodes.is_empty() && self.zones.is_empty()
-    }
-
-    /// How many names have records.
-    pub fn len(&self) -> usize {
-        self.nodes
-            .values()
-            .filter(|node| !node.sets.is_empty())
-            .count()
+    /// How many names have records of configuration and hosts files, those that addresses lead back from included.
+    pub fn names(&self) -> usize {
+        self.configured
     }
 
     /// The answer to a question where its name is ours.
@@ -144,7 +170,7 @@ impl Records {
         name: &'a [u8],
         qtype: u16,
         qclass: u16,
-        routed: usize,
+        routed: Option<usize>,
     ) -> Option<Local<'a>> {
         if qclass != CLASS_IN {
             return None;
@@ -159,7 +185,7 @@ impl Records {
         let mut current = name;
         for _ in 0..=MAX_ALIASES {
             match self.find(current, routed) {
-                Found::Node(node) => {
+                Found::Node(node, zone) => {
                     let before = local.answers.len();
                     let wanted = |set: &&RecordSet| set.rtype == qtype || qtype == TYPE_ANY;
                     let sets = node.sets.iter().filter(wanted);
@@ -168,20 +194,18 @@ impl Records {
                         return Some(local);
                     }
                     let Some((set, target)) = node.alias() else {
-                        local.authority = self.authority(current, routed);
+                        local.authority = Some(self.authority(current, zone));
                         return Some(local);
                     };
                     local.answers.push((owner, set));
                     owner = Owner::Name(target);
                     current = target;
                 }
-                Found::Empty => {
-                    local.authority = self.authority(current, routed);
-                    return Some(local);
-                }
-                Found::Missing => {
-                    local.rcode = Rcode::NXDOMAIN;
-                    local.authority = self.authority(current, routed);
+                Found::Absent(apex, zone, absence) => {
+                    if absence == Absence::NoName {
+                        local.rcode = Rcode::NXDOMAIN;
+                    }
+                    local.authority = Some(self.authority(current, Some((apex, zone))));
                     return Some(local);
                 }
                 Found::Foreign if local.answers.is_empty() => return None,
@@ -194,43 +218,71 @@ impl Records {
         Some(local)
     }
 
-    fn find(&self, name: &[u8], routed: usize) -> Found<'_> {
-        let exact = self.nodes.get(name);
-        if let Some(node) = exact
-            && !node.sets.is_empty()
-        {
-            return Found::Node(node);
+    /// Whether a name, in wire form and lower case, is ours in whichever type.
+    pub(super) fn holds(&self, name: &[u8], routed: Option<usize>) -> bool {
+        !matches!(self.find(name, routed), Found::Foreign)
+    }
+
+    /// Goes down from the root for as long as names exist: for most of other people's names that is one step.
+    fn find<'a>(&'a self, name: &'a [u8], routed: Option<usize>) -> Found<'a> {
+        let mut suffixes_of = [name; MAX_LABELS];
+        let mut count = 0;
+        for (slot, suffix) in suffixes_of.iter_mut().zip(suffixes(name)) {
+            *slot = suffix;
+            count += 1;
         }
-        let is_ours = self.zone(name, routed).is_some();
-        if exact.is_some() {
-            return if is_ours {
-                Found::Empty
-            } else {
-                Found::Foreign
+        let mut closest = None;
+        let mut zone = None;
+        for (labels, suffix) in suffixes_of.iter().take(count).rev().enumerate() {
+            let Some(node) = self.nodes.get(*suffix) else {
+                break;
             };
+            closest = Some((*suffix, node));
+            if let Some(found) = &node.zone
+                && routed.is_none_or(|route| labels > route)
+            {
+                zone = Some((*suffix, found));
+            }
+        }
+        let Some((suffix, node)) = closest else {
+            return Found::Foreign;
+        };
+        let is_exact = suffix.len() == name.len();
+        if is_exact && node.is_named() {
+            return Found::Node(node, zone);
         }
         // The closest name above that exists is the only one whose wildcard counts (RFC 4592 §3.3.1).
-        let encloser = suffixes(name)
-            .skip(1)
-            .find(|above| self.nodes.contains_key(*above) || self.zones.contains_key(*above));
-        let wildcard = encloser.and_then(|above| self.nodes.get(&Name::wildcard(above)));
-        match wildcard {
-            Some(node) if !node.sets.is_empty() => Found::Node(node),
-            _ if !is_ours => Found::Foreign,
-            _ if self.zones.contains_key(name) => Found::Empty,
-            _ => Found::Missing,
+        if !is_exact
+            && node.has_wildcard
+            && let Some(wildcard) = self.nodes.get(&Name::wildcard(suffix))
+        {
+            return Found::Node(wildcard, zone);
+        }
+        match zone {
+            None => Found::Foreign,
+            Some((apex, found)) if is_exact => Found::Absent(apex, found, Absence::NoData),
+            Some((apex, found)) => Found::Absent(apex, found, found.absence),
         }
     }
 
-    /// The zone that a name is in, unless a route is as close.
-    fn zone<'n>(&self, name: &'n [u8], routed: usize) -> Option<(&'n [u8], &Zone)> {
-        let (apex, zone) = suffixes(name).find_map(|it| Some((it, self.zones.get(it)?)))?;
-        (labels(apex) > routed || routed == 0).then_some((apex, zone))
-    }
-
-    fn authority<'a>(&'a self, name: &'a [u8], routed: usize) -> Option<(&'a [u8], u32, &'a [u8])> {
-        let (apex, zone) = self.zone(name, routed)?;
-        Some((apex, zone.ttl, &zone.soa))
+    /// The SOA record for the absence of something of `name`, which is its own zone where it is in none of ours.
+    fn authority<'a>(
+        &self,
+        name: &'a [u8],
+        zone: Option<(&'a [u8], &'a Zone)>,
+    ) -> Authority<'a> {
+        match zone {
+            Some((apex, zone)) => Authority {
+                apex,
+                ttl: zone.ttl,
+                data: Cow::Borrowed(&zone.soa),
+            },
+            None => Authority {
+                apex: name,
+                ttl: self.negative_ttl,
+                data: Cow::Owned(name::soa_data(name, self.negative_ttl)),
+            },
+        }
     }
 
     fn has(&self, name: &Name, rtype: u16) -> bool {
@@ -238,16 +290,12 @@ impl Records {
         node.is_some_and(|node| node.sets.iter().any(|set| set.rtype == rtype))
     }
 
+    fn is_named(&self, name: &Name) -> bool {
+        self.nodes.get(name).is_some_and(Node::is_named)
+    }
+
     fn add(&mut self, name: Name, rtype: u16, ttl: u32, data: Box<[u8]>) {
-        let mut above = parent(name.as_wire());
-        while let Some(wire) = above
-            && labels(wire) > 0
-            && !self.nodes.contains_key(wire)
-        {
-            self.nodes.insert(Name::from_wire(wire), Node::default());
-            above = parent(wire);
-        }
-        let node = self.nodes.entry(name).or_default();
+        let node = self.node(name);
         match node.sets.iter_mut().find(|set| set.rtype == rtype) {
             Some(set) => {
                 set.ttl = set.ttl.min(ttl);
@@ -263,25 +311,63 @@ impl Records {
         }
     }
 
-    fn add_zone(&mut self, apex: Name, ttl: u32) {
-        let soa = name::soa_data(&apex, ttl);
-        self.add(apex.clone(), TYPE_SOA, ttl, soa.clone());
-        self.zones.insert(apex, Zone { soa, ttl });
+    /// Lets `address` lead back to `name`, where it leads nowhere yet.
+    fn add_reverse(&mut self, address: IpAddr, name: &Name, ttl: u32) {
+        let reverse = Name::reverse(address);
+        let is_taken = self.has(&reverse, TYPE_PTR) || self.has(&reverse, TYPE_CNAME);
+        if !address.is_unspecified() && !name.is_wildcard() && !is_taken {
+            self.add(reverse, TYPE_PTR, ttl, name.as_wire().into());
+        }
+    }
+
+    fn add_zone(&mut self, apex: Name, ttl: u32, absence: Absence) {
+        let soa = name::soa_data(apex.as_wire(), ttl);
+        if !self.has(&apex, TYPE_CNAME) && !self.has(&apex, TYPE_SOA) {
+            self.add(apex.clone(), TYPE_SOA, ttl, soa.clone().into());
+        }
+        self.node(apex).zone.get_or_insert(Zone {
+            soa: soa.into(),
+            ttl,
+            absence,
+        });
+    }
+
+    /// The node of `name`, with those above it.
+    fn node(&mut self, name: Name) -> &mut Node {
+        if !self.nodes.contains_key(&name) {
+            let mut above = parent(name.as_wire());
+            if name.is_wildcard()
+                && let Some(wire) = above
+            {
+                self.nodes
+                    .entry(Name::from_wire(wire))
+                    .or_default()
+                    .has_wildcard = true;
+            }
+            while let Some(wire) = above {
+                self.nodes.entry(Name::from_wire(wire)).or_default();
+                above = parent(wire);
+            }
+        }
+        self.nodes.entry(name).or_default()
     }
 }
 
+/// What a name is to us.
 enum Found<'a> {
-    /// A name with records.
-    Node(&'a Node),
-    /// A name of ours that exists without any.
-    Empty,
-    /// A name of ours that does not exist.
-    Missing,
+    /// A name with records, and the zone that it is in.
+    Node(&'a Node, Option<(&'a [u8], &'a Zone)>),
+    /// A name in a zone of ours, without any.
+    Absent(&'a [u8], &'a Zone, Absence),
     /// Somebody else's.
     Foreign,
 }
 
 impl Node {
+    fn is_named(&self) -> bool {
+        !self.sets.is_empty()
+    }
+
     /// Its CNAME record and where that leads.
     fn alias(&self) -> Option<(&RecordSet, &[u8])> {
         let set = self.sets.iter().find(|set| set.rtype == TYPE_CNAME)?;
@@ -321,6 +407,7 @@ mod tests {
 
     use hickory_proto::op::{Message, ResponseCode};
     use hickory_proto::rr::RecordType;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::dns::query::Query;
@@ -345,6 +432,43 @@ mod tests {
         let reply = ask(&records, "nas.example.", "AAAA").unwrap();
         assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
         assert!(reply.answers.is_empty());
+        assert_eq!(reply.authorities[0].record_type(), RecordType::SOA);
+        assert_eq!(reply.authorities[0].name.to_string(), "nas.example.");
+    }
+
+    #[test]
+    fn a_configured_name_has_nothing_from_hosts_files_nor_as_a_special_name() {
+        let hosts = ["nas.lan", "tv.lan"]
+            .map(|name| ("192.0.2.77".parse().unwrap(), name.parse().unwrap()));
+        let entries = ["nas.lan A 192.0.2.5", "localhost A 127.0.0.9"].map(entry);
+        let records = Records::new(&entries, &hosts, &[], true, 60);
+        let addresses = |name| data(&ask(&records, name, "A").unwrap());
+        assert_eq!(addresses("nas.lan."), ["192.0.2.5"]);
+        assert_eq!(addresses("tv.lan."), ["192.0.2.77"]);
+        assert_eq!(addresses("localhost."), ["127.0.0.9"]);
+        assert_eq!(addresses("x.localhost."), ["127.0.0.1"]);
+        assert_eq!(addresses("77.2.0.192.in-addr.arpa."), [""; 0]);
+        assert_eq!(records.names(), 6);
+    }
+
+    #[test]
+    fn an_address_does_not_lead_back_where_that_is_not_wanted() {
+        let mut entry = entry("nas.lan A 192.0.2.5");
+        entry.has_reverse = false;
+        let records = Records::new(&[entry], &[], &[], false, 60);
+        assert_eq!(ask(&records, "5.2.0.192.in-addr.arpa.", "PTR"), None);
+        assert_eq!(records.names(), 1);
+    }
+
+    #[test]
+    fn a_name_with_more_addresses_than_a_message_holds_is_answered_with_some() {
+        let address = |number: u32| IpAddr::from((0x0a00_0000 + number).to_be_bytes());
+        let name = Name::from_str("many.lan").unwrap();
+        let hosts: Vec<_> = (1..5000).map(|it| (address(it), name.clone())).collect();
+        let records = Records::new(&[], &hosts, &[], false, 60);
+        let reply = reply(&records, &testing::edns_query("many.lan.", "A", 1232)).unwrap();
+        assert!(reply.len() <= usize::from(u16::MAX));
+        assert!(Message::from_vec(&reply).unwrap().answers.len() > 4000);
     }
 
     #[test]
@@ -413,7 +537,7 @@ mod tests {
     fn an_alias_to_somebody_elses_name_says_where_it_leads() {
         let records = records(&["www.lan CNAME www.example.net"]);
         let name = Name::from_str("www.lan").unwrap();
-        let local = records.answer(name.as_wire(), TYPE_A, CLASS_IN, 0).unwrap();
+        let local = records.answer(name.as_wire(), TYPE_A, CLASS_IN, None).unwrap();
         assert_eq!(local.alias(), Some(&b"\x03www\x07example\x03net\x00"[..]));
     }
 
@@ -468,9 +592,10 @@ mod tests {
             "1.20.172.in-addr.arpa.",
             "d.f.ip6.arpa.",
             "x.home.arpa.",
+            "x.test.home.arpa.",
         ] {
             let rcode = ask(&records, name, "A").unwrap().metadata.response_code;
-            let is_apex = records.zones.contains_key(&Name::from_str(name).unwrap());
+            let is_apex = records.is_named(&Name::from_str(name).unwrap());
             let expected = if is_apex {
                 ResponseCode::NoError
             } else {
@@ -489,28 +614,37 @@ mod tests {
     }
 
     #[test]
+    fn nobody_designates_another_resolver_and_no_name_is_denied_for_it() {
+        let records = Records::new(&[], &[], &[], true, 60);
+        let reply = ask(&records, "_dns.resolver.arpa.", "SVCB").unwrap();
+        assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
+        assert!(reply.answers.is_empty());
+        assert_eq!(reply.authorities[0].name.to_string(), "resolver.arpa.");
+    }
+
+    #[test]
     fn a_route_that_is_as_close_goes_before_a_zone_but_not_before_a_record() {
         let records = with_zones(&["nas.lan A 192.0.2.5"], &["lan"]);
         let name = Name::from_str("x.lan").unwrap();
         let nas = Name::from_str("nas.lan").unwrap();
         assert!(
             records
-                .answer(name.as_wire(), TYPE_A, CLASS_IN, 0)
+                .answer(name.as_wire(), TYPE_A, CLASS_IN, None)
                 .is_some()
         );
         assert!(
             records
-                .answer(name.as_wire(), TYPE_A, CLASS_IN, 1)
+                .answer(name.as_wire(), TYPE_A, CLASS_IN, Some(1))
                 .is_none()
         );
-        assert!(records.answer(nas.as_wire(), TYPE_A, CLASS_IN, 1).is_some());
+        assert!(records.answer(nas.as_wire(), TYPE_A, CLASS_IN, Some(1)).is_some());
     }
 
     #[test]
     fn other_classes_are_somebody_elses() {
         let records = records(&["nas.lan A 192.0.2.5"]);
         let name = Name::from_str("nas.lan").unwrap();
-        assert_eq!(records.answer(name.as_wire(), TYPE_A, 3, 0), None);
+        assert_eq!(records.answer(name.as_wire(), TYPE_A, 3, None), None);
     }
 
     #[test]
@@ -539,6 +673,30 @@ mod tests {
         assert_eq!(conflicts(&entries[..1]), None);
     }
 
+    proptest! {
+        #[test]
+        fn every_name_is_answered_as_its_closest_ancestor_has_it(
+            labels in prop::collection::vec("[abc]", 0..127),
+        ) {
+            let records = with_zones(&["*.a A 192.0.2.1", "b.a A 192.0.2.2"], &["b"]);
+            let wire: Vec<u8> = labels
+                .iter()
+                .flat_map(|label| [1, label.as_bytes()[0]])
+                .chain([0])
+                .collect();
+            let reversed: Vec<&str> = labels.iter().rev().map(String::as_str).collect();
+            let expected = match reversed[..] {
+                ["a", "b", _, ..] | ["a"] | ["c", ..] | [] => None,
+                ["a", ..] => Some((Rcode::NOERROR, 1)),
+                ["b", _, ..] => Some((Rcode::NXDOMAIN, 0)),
+                _ => Some((Rcode::NOERROR, 0)),
+            };
+            let local = records.answer(&wire, TYPE_A, CLASS_IN, None);
+            let found = local.map(|local| (local.rcode(), local.answers.len()));
+            prop_assert_eq!(found, expected);
+        }
+    }
+
     fn ask(records: &Records, name: &str, qtype: &str) -> Option<Message> {
         let reply = reply(records, &testing::query(name, qtype))?;
         Some(Message::from_vec(&reply).unwrap())
@@ -549,7 +707,7 @@ mod tests {
         let question = query.question();
         let name = query.question_octets();
         let name = name[..name.len() - 4].to_ascii_lowercase();
-        let local = records.answer(&name, question.qtype, question.qclass, 0)?;
+        let local = records.answer(&name, question.qtype, question.qclass, None)?;
         Some(local.reply(&query))
     }
 

@@ -13,6 +13,9 @@ use super::{TYPE_A, TYPE_AAAA};
 /// The longest TTL in seconds (RFC 2181 §8).
 const MAX_TTL: u32 = 0x7fff_ffff;
 
+/// Octets of a record's data at most, so that it fits into a message with everything else.
+const MAX_DATA: usize = 60_000;
+
 /// The types that a record can have here.
 const TYPES: [RecordType; 12] = [
     RecordType::A,
@@ -40,6 +43,8 @@ pub struct Entry {
     pub rtype: u16,
     /// Its data in wire form, names in it uncompressed and in lower case.
     pub data: Box<[u8]>,
+    /// Whether the address that it gives leads back to its name (PTR), unless it leads elsewhere already.
+    pub has_reverse: bool,
 }
 
 /// Why a line is no record.
@@ -113,6 +118,7 @@ impl FromStr for Entry {
             ttl,
             rtype: rtype.into(),
             data: encode(rtype, data)?,
+            has_reverse: true,
         })
     }
 }
@@ -144,6 +150,9 @@ fn encode(rtype: RecordType, text: &str) -> Result<Box<[u8]>, EntryError> {
     encoder.set_canonical_form(true);
     data.emit(&mut encoder)
         .map_err(|error| wrong(error.to_string()))?;
+    if octets.len() > MAX_DATA {
+        return Err(wrong(format!("it is longer than {MAX_DATA} octets")));
+    }
     Ok(octets.into())
 }
 

@@ -1,13 +1,19 @@
 //! Answers of ours in wire form.
 
-use super::{Local, Owner, TYPE_SOA};
+use super::{Authority, Local, Owner, TYPE_SOA};
 use crate::dns::query::Query;
-use crate::dns::wire::{Flags, HEADER_LEN, append_opt, put_u16};
+use crate::dns::wire::{BARE_OPT_LEN, Flags, HEADER_LEN, append_opt, put_u16};
 
 /// A pointer to the question's name (RFC 1035 §4.1.4).
 const QUESTION_NAME: [u8; 2] = [0xc0, HEADER_LEN as u8];
 
 const CLASS_IN: u16 = 1;
+
+/// Octets of a record between its owner and its data.
+const FIXED_LEN: usize = 10;
+
+/// Octets of a message at most, with room for OPT.
+const MAX_LEN: usize = u16::MAX as usize - BARE_OPT_LEN;
 
 impl Local<'_> {
     /// The reply to `query`, which asked for it: authoritative, of any length.
@@ -20,14 +26,13 @@ impl Local<'_> {
                     Owner::Question => &QUESTION_NAME,
                     Owner::Name(name) => *name,
                 };
-                record(&mut reply, owner, set.rtype, set.ttl, data);
-                count += 1;
+                count += u16::from(record(&mut reply, owner, set.rtype, set.ttl, data));
             }
         }
         put_u16(&mut reply, 6, count);
-        if let Some((zone, ttl, soa)) = self.authority {
-            record(&mut reply, zone, TYPE_SOA, ttl, soa);
-            put_u16(&mut reply, 8, 1);
+        if let Some(Authority { apex, ttl, data }) = &self.authority {
+            let is_whole = record(&mut reply, apex, TYPE_SOA, *ttl, data);
+            put_u16(&mut reply, 8, is_whole.into());
         }
         if let Some(opt) = query.opt() {
             append_opt(&mut reply, 0, opt.dnssec_ok, None);
@@ -36,11 +41,16 @@ impl Local<'_> {
     }
 }
 
-fn record(reply: &mut Vec<u8>, owner: &[u8], rtype: u16, ttl: u32, data: &[u8]) {
+/// Appends a record, unless the message would become longer than messages can be; tells whether it is there.
+fn record(reply: &mut Vec<u8>, owner: &[u8], rtype: u16, ttl: u32, data: &[u8]) -> bool {
+    if reply.len() + owner.len() + FIXED_LEN + data.len() > MAX_LEN {
+        return false;
+    }
     reply.extend_from_slice(owner);
     reply.extend_from_slice(&rtype.to_be_bytes());
     reply.extend_from_slice(&CLASS_IN.to_be_bytes());
     reply.extend_from_slice(&ttl.to_be_bytes());
     reply.extend_from_slice(&(data.len() as u16).to_be_bytes());
     reply.extend_from_slice(data);
+    true
 }
