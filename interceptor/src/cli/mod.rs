@@ -123,6 +123,8 @@ mod tests {
             "--address=10.0.0.1",
             "--upstream=udp://9.9.9.9",
             "--rule=any port 53",
+            "--record=nas.lan=192.0.2.1",
+            "--hosts=/etc/hosts",
             "--mark=auto",
             "--bypass-device=eth0",
             "--reader=af-xdp",

@@ -37,6 +37,14 @@ pub(super) struct SettingsArgs {
     #[arg(long = "rule", value_name = "RULE")]
     rules: Vec<String>,
 
+    /// Record to answer with, as "nas.home.arpa=192.168.1.10" or "home.arpa MX 10 mail.home.arpa"; can be repeated
+    #[arg(long = "record", value_name = "RECORD")]
+    records: Vec<String>,
+
+    /// Hosts file whose names are answered; can be repeated
+    #[arg(long = "hosts", value_name = "FILE")]
+    hosts: Vec<String>,
+
     /// Socket mark of upstream traffic, or "auto" for the WireGuard device's own
     #[arg(long, value_name = "MARK")]
     mark: Option<String>,
@@ -133,6 +141,7 @@ impl SettingsArgs {
             (Key::TunnelInterfaces, "--interface", &self.interfaces),
             (Key::VirtualAddresses, "--address", &self.addresses),
             (Key::DnsUpstreams, "--upstream", &self.upstreams),
+            (Key::NamesHosts, "--hosts", &self.hosts),
         ] {
             layer.set_flags(key, flag, texts);
         }
@@ -182,6 +191,7 @@ impl SettingsArgs {
             self.no_cache.then_some("false"),
         );
         layer.set_item_flags(TableKind::Rule, "--rule", &self.rules);
+        layer.set_item_flags(TableKind::Record, "--record", &self.records);
         layer
     }
 }
@@ -209,6 +219,8 @@ mod tests {
             addresses: vec!["10.9.9.9".to_owned()],
             upstreams: vec!["tcp://9.9.9.9".to_owned()],
             rules: vec!["any udp port 53".to_owned()],
+            records: vec!["nas.lan=192.0.2.1".to_owned()],
+            hosts: vec!["/etc/hosts".to_owned()],
             mark: Some("0xca6c".to_owned()),
             bypass_device: Some("eth0".to_owned()),
             reader: Some("af-xdp".to_owned()),
@@ -242,6 +254,8 @@ mod tests {
         assert_eq!(config.addresses.len(), 1);
         let rules: Vec<String> = config.rules.iter().map(ToString::to_string).collect();
         assert_eq!(rules, ["10.9.9.9 -> dns", "any udp port 53 -> dns"]);
+        assert_eq!(config.names.records[0].name.to_string(), "nas.lan.");
+        assert_eq!(config.names.hosts, [PathBuf::from("/etc/hosts")]);
         assert_eq!(config.bypass.mark, Some(51820));
         assert_eq!(config.bypass.device.as_deref(), Some("eth0"));
         assert_eq!(config.reader.device.as_deref(), Some("icept7"));

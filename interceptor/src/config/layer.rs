@@ -28,6 +28,10 @@ pub(crate) enum Key {
     DnsAttemptTimeout,
     DnsRounds,
     DnsDeadline,
+    NamesHosts,
+    NamesZones,
+    NamesSpecial,
+    NamesTtl,
     CacheEnabled,
     CacheSize,
     CacheMinTtl,
@@ -145,7 +149,7 @@ impl Layer {
 }
 
 impl Key {
-    pub(crate) const ALL: [Self; 42] = [
+    pub(crate) const ALL: [Self; 46] = [
         Self::TunnelInterfaces,
         Self::TunnelAttach,
         Self::TunnelShare,
@@ -164,6 +168,10 @@ impl Key {
         Self::DnsAttemptTimeout,
         Self::DnsRounds,
         Self::DnsDeadline,
+        Self::NamesHosts,
+        Self::NamesZones,
+        Self::NamesSpecial,
+        Self::NamesTtl,
         Self::CacheEnabled,
         Self::CacheSize,
         Self::CacheMinTtl,
@@ -213,7 +221,12 @@ impl Key {
     pub(crate) fn is_list(self) -> bool {
         matches!(
             self,
-            Self::TunnelInterfaces | Self::VirtualAddresses | Self::DnsUpstreams | Self::DnsFailOn
+            Self::TunnelInterfaces
+                | Self::VirtualAddresses
+                | Self::DnsUpstreams
+                | Self::DnsFailOn
+                | Self::NamesHosts
+                | Self::NamesZones
         )
     }
 
@@ -237,6 +250,10 @@ impl Key {
             Self::DnsAttemptTimeout => ("dns", "attempt_timeout"),
             Self::DnsRounds => ("dns", "rounds"),
             Self::DnsDeadline => ("dns", "deadline"),
+            Self::NamesHosts => ("names", "hosts"),
+            Self::NamesZones => ("names", "zones"),
+            Self::NamesSpecial => ("names", "special"),
+            Self::NamesTtl => ("names", "ttl"),
             Self::CacheEnabled => ("cache", "enabled"),
             Self::CacheSize => ("cache", "size"),
             Self::CacheMinTtl => ("cache", "min_ttl"),

@@ -12,6 +12,7 @@ mod environment;
 mod error;
 mod file;
 mod layer;
+mod records;
 mod show;
 mod table;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::dns::DnsConfig;
+use crate::dns::records::NamesConfig;
 use crate::rules::Rule;
 
 pub use error::{Error, Origin};
@@ -74,6 +76,8 @@ pub struct Config {
     pub bypass: BypassConfig,
     /// The DNS service.
     pub dns: DnsConfig,
+    /// The names that it answers by itself.
+    pub names: NamesConfig,
     /// Answers that the kernel keeps, to give them by itself; 0 for none.
     pub kernel_cache: u32,
     /// The TCP side of the netstack.

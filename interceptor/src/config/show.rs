@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use crate::dns::records::Entry;
 use crate::dns::{GroupConfig, RouteConfig, SharedCacheConfig, Strategy, Target};
 
 use super::layer::Key;
@@ -91,6 +92,16 @@ impl Config {
             Key::DnsAttemptTimeout => duration(self.dns.attempt_timeout),
             Key::DnsRounds => json!(self.dns.rounds),
             Key::DnsDeadline => duration(self.dns.deadline),
+            Key::NamesHosts => {
+                let hosts = self.names.hosts.iter().map(|path| path.to_string_lossy());
+                json!(hosts.collect::<Vec<_>>())
+            }
+            Key::NamesZones => {
+                let zones = self.names.zones.iter().map(ToString::to_string);
+                json!(zones.collect::<Vec<_>>())
+            }
+            Key::NamesSpecial => json!(self.names.special),
+            Key::NamesTtl => seconds(self.names.ttl),
             Key::CacheEnabled => json!(self.dns.cache.enabled),
             Key::CacheSize => bytes(self.dns.cache.size),
             Key::CacheMinTtl => seconds(self.dns.cache.min_ttl),
@@ -142,6 +153,7 @@ impl Config {
         match kind {
             TableKind::Group => self.dns.groups.iter().map(group).collect(),
             TableKind::Route => self.dns.routes.iter().map(route).collect(),
+            TableKind::Record => self.names.records.iter().map(record).collect(),
             TableKind::Rule => self.rules.iter().map(|rule| json!(rule)).collect(),
         }
     }
@@ -179,6 +191,16 @@ fn parallel(strategy: Strategy) -> Value {
 
 fn texts<T: ToString>(items: &[T]) -> Vec<String> {
     items.iter().map(ToString::to_string).collect()
+}
+
+fn record(entry: &Entry) -> Value {
+    json!({
+        "name": entry.name.to_string(),
+        "type": entry.rtype.to_string(),
+        "value": entry.text,
+        "ttl": entry.ttl.map(seconds),
+        "ptr": entry.is_address().then_some(entry.has_reverse),
+    })
 }
 
 fn seconds(seconds: u32) -> Value {

@@ -12,6 +12,7 @@ use super::value::Problem;
 pub(crate) enum TableKind {
     Group,
     Route,
+    Record,
     Rule,
 }
 
@@ -33,7 +34,7 @@ pub(crate) struct Table {
 }
 
 impl TableKind {
-    pub(crate) const ALL: [Self; 3] = [Self::Group, Self::Route, Self::Rule];
+    pub(crate) const ALL: [Self; 4] = [Self::Group, Self::Route, Self::Record, Self::Rule];
 
     pub(crate) fn find(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
@@ -44,6 +45,7 @@ impl TableKind {
         match self {
             Self::Group => "group",
             Self::Route => "route",
+            Self::Record => "record",
             Self::Rule => "rule",
         }
     }
@@ -53,6 +55,7 @@ impl TableKind {
         match self {
             Self::Group => &["name", "upstreams", "strategy", "parallel", "fail_on"],
             Self::Route => &["domains", "upstreams", "group", "via"],
+            Self::Record => &["name", "type", "value", "ttl", "ptr"],
             Self::Rule => &["destination", "protocol", "port", "service"],
         }
     }
@@ -95,6 +98,11 @@ impl Table {
     /// The place of `field` where it is set, and otherwise the table's.
     pub(crate) fn place(&self, field: &str) -> &Origin {
         self.fields.get(field).map_or(&self.origin, |it| &it.origin)
+    }
+
+    /// Whether `field` is a list.
+    pub(crate) fn is_list(&self, field: &str) -> bool {
+        (self.fields.get(field)).is_some_and(|raw| matches!(raw.value, Raw::List(_)))
     }
 
     /// The items of `field`, each at its own place, where it is set. Whether it may be empty or name something twice is

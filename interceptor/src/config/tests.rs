@@ -40,6 +40,12 @@ attempt_timeout = "1s 200ms"
 rounds = 2
 deadline = "5s"
 
+[names]
+hosts = []
+zones = []
+special = true
+ttl = "5m"
+
 [cache]
 enabled = true
 size = "64MiB"
@@ -115,6 +121,10 @@ fn every_key_can_be_set_in_the_file() {
     assert_eq!(shared.budget, Duration::from_millis(5));
     assert_eq!(shared.prefix, "fleet:");
     assert!(!shared.bypass);
+    assert_eq!(config.names.hosts, [PathBuf::from("/etc/hosts")]);
+    assert_eq!(config.names.zones, ["home.lan".parse().unwrap()]);
+    assert!(!config.names.special);
+    assert_eq!(config.names.ttl, 60);
     assert_eq!(config.kernel_cache, 4096);
     assert_eq!(config.tcp.max_connections, 2000);
     assert_eq!(config.tcp.idle_timeout, Duration::from_secs(30));
@@ -202,6 +212,10 @@ fn every_key_can_be_set_in_the_environment() {
         .variable("INTERCEPTOR_DNS_ATTEMPT_TIMEOUT", "300ms")
         .variable("INTERCEPTOR_DNS_ROUNDS", "3")
         .variable("INTERCEPTOR_DNS_DEADLINE", "2.5s")
+        .variable("INTERCEPTOR_NAMES_HOSTS", "/etc/hosts")
+        .variable("INTERCEPTOR_NAMES_ZONES", "home.lan")
+        .variable("INTERCEPTOR_NAMES_SPECIAL", "off")
+        .variable("INTERCEPTOR_NAMES_TTL", "1min")
         .variable("INTERCEPTOR_CACHE_ENABLED", "off")
         .variable("INTERCEPTOR_CACHE_SIZE", "1536KiB")
         .variable("INTERCEPTOR_CACHE_MIN_TTL", "10s")
@@ -230,6 +244,7 @@ fn every_key_can_be_set_in_the_environment() {
         .unwrap();
     let mut from_file = Given::file(EVERY_KEY).load().unwrap();
     from_file.rules.truncate(1);
+    from_file.names.records.clear();
     assert_eq!(config, from_file);
 }
 
@@ -253,6 +268,25 @@ fn a_list_replaces_the_list_below_it() {
         .load()
         .unwrap();
     assert_eq!(config.interfaces, ["tun0"]);
+}
+
+#[test]
+fn records_are_read_with_their_values_and_printed_as_they_were_written() {
+    let config = Given::file(EVERY_KEY).load().unwrap();
+    let records = config.names.records.iter();
+    let texts: Vec<_> = records
+        .map(|it| format!("{} {:?} {} {}", it.name, it.ttl, it.rtype, it.text))
+        .collect();
+    assert_eq!(
+        texts,
+        [
+            "nas.home.lan. Some(600) A 192.0.2.5",
+            "nas.home.lan. Some(600) A 192.0.2.6",
+            "home.lan. Some(30) TXT \"two words\" more",
+            "*.dev.lan. None CNAME nas.home.lan"
+        ]
+    );
+    assert!(!config.names.records[0].has_reverse);
 }
 
 #[test]
@@ -359,8 +393,8 @@ const WRONG_FILES: &[(&str, &str)] = &[
     ("[dsn]", "1:2: unknown section `dsn`; did you mean `dns`?"),
     (
         "attempts = 2",
-        "1:1: unknown section `attempts`; known here: tunnel, virtual, reader, bypass, dns, cache, shared_cache, kernel_cache, tcp, control, log, kernel, \
-         group, route, rule",
+        "1:1: unknown section `attempts`; known here: tunnel, virtual, reader, bypass, dns, names, cache, shared_cache, \
+         kernel_cache, tcp, control, log, kernel, group, route, record, rule",
     ),
     (
         "dns = 3",
@@ -627,6 +661,65 @@ const WRONG_FILES: &[(&str, &str)] = &[
         "[[rule]]\ndestination = \"10.0.0.1\"\n[[rule]]\ndestination = \"10.0.0.1\"",
         "3:1: rule: rule `10.0.0.1 -> dns` is there already (the first is from FILE:1:1)",
     ),
+    (
+        "[[record]]\nname = \"a..b\"\ntype = \"A\"\nvalue = \"192.0.2.1\"",
+        "2:8: record.name: `a..b` is no domain name: labels have at most 63 octets, names 255 (RFC 1035 §3.1)",
+    ),
+    (
+        "[[record]]\nname = \"a.lan\"\nvalue = \"192.0.2.1\"",
+        "1:1: record: `type` is missing; write one such as \"A\" or \"CNAME\"",
+    ),
+    (
+        "[[record]]\nname = \"a.lan\"\ntype = \"SOA\"\nvalue = \"x\"",
+        "3:8: record.type: `SOA` is no type that a record can have here; types are A, AAAA, CAA, CNAME, HTTPS, MX, \
+         NAPTR, PTR, SRV, SSHFP, SVCB, TXT",
+    ),
+    (
+        "[[record]]\nname = \"a.lan\"\ntype = \"A\"",
+        "1:1: record: `value` is missing; write the record's data, such as \"192.168.1.10\", or a list",
+    ),
+    (
+        "[[record]]\nname = \"a.lan\"\ntype = \"A\"\nvalue = []",
+        "1:1: record: `value` is empty; write the record's data, such as \"192.168.1.10\", or a list",
+    ),
+    (
+        "[[record]]\nname = \"a.lan\"\ntype = \"A\"\nvalue = [\"192.0.2.1\", \"192.0.2.256\"]",
+        "4:23: record.value: `192.0.2.256` cannot be the data of a record of type A: it is no IPv4 address",
+    ),
+    (
+        "[[record]]\nname = \"a.lan\"\ntype = \"A\"\nvalue = \"192.0.2.1\"\nttl = -1",
+        "5:7: record.ttl: -1 is out of range; it can be 0 to 604800",
+    ),
+    (
+        "[[record]]\nname = \"a.lan\"\ntype = \"A\"\nvalue = \"192.0.2.1\"\nvalues = []",
+        "5:1: unknown key `record.values`; did you mean `record.value`?",
+    ),
+    (
+        "[[record]]\nname = \"a.lan\"\ntype = \"A\"\nvalue = \"192.0.2.1\"\n\
+         [[record]]\nname = \"A.lan.\"\ntype = \"CNAME\"\nvalue = \"b.lan\"",
+        "8:9: record: a.lan. has a CNAME record beside another; an alias has no records of its own (RFC 1034 §3.6.2) \
+         (the first is from FILE:4:9)",
+    ),
+    (
+        "[[record]]\nname = \"a.lan\"\ntype = \"A\"\nvalue = [\"192.0.2.1\", \"192.0.2.1\"]",
+        "4:23: record: a.lan. has this record of type A twice; remove one (the first is from FILE:4:10)",
+    ),
+    (
+        "[names]\nzones = [\"lan\"]\n[[record]]\nname = \"lan\"\ntype = \"CNAME\"\nvalue = \"b.lan\"",
+        "2:10: names.zones: lan. is an alias (FILE:6:9), which a zone cannot be; leave out the one or the other",
+    ),
+    (
+        "[names]\nzones = [\"*.lan\"]",
+        "2:10: names.zones: *.lan. is a wildcard, which no zone can be",
+    ),
+    (
+        "[names]\nhosts = [\"/nowhere/hosts\"]",
+        "2:10: names.hosts: cannot read the hosts file /nowhere/hosts: No such file or directory (os error 2)",
+    ),
+    (
+        "[names]\nhosts = [\"/proc/self/status\"]",
+        "2:10: names.hosts: /proc/self/status:1: `Name:` is no address; a line is an address and names",
+    ),
 ];
 
 #[test]
@@ -773,6 +866,12 @@ attempt_timeout = "300ms"
 rounds = 3
 deadline = "2.5s"
 
+[names]
+hosts = ["/etc/hosts"]
+zones = ["home.lan"]
+special = false
+ttl = "1min"
+
 [cache]
 enabled = false
 size = "1536KiB"
@@ -807,6 +906,24 @@ format = "json"
 
 [kernel]
 object = "/proc/self/exe"
+
+[[record]]
+name = "nas.home.lan"
+type = "A"
+value = ["192.0.2.5", "192.0.2.6"]
+ttl = "10min"
+ptr = false
+
+[[record]]
+name = "home.lan"
+type = "txt"
+value = '"two words" more'
+ttl = 30
+
+[[record]]
+name = "*.dev.lan"
+type = "CNAME"
+value = "nas.home.lan"
 
 [[rule]]
 destination = "any"

@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use interceptor_ebpf::answer::MAX_ENTRIES;
 
+use crate::dns::records::NamesConfig;
 use crate::dns::upstream::UpstreamUrl;
 use crate::dns::{CacheConfig, DnsConfig, FailOn, SharedCacheConfig, Strategy, Via};
 use crate::rules::{Destination, Protocol, Rule, RuleError, ServiceName};
 
 use super::error::{Error, Origin};
 use super::layer::{Key, Layer, Raw, Sourced};
+use super::records;
 use super::table::{Item, Table, TableKind};
 use super::upstreams::{self, Outside};
 use super::value::{self, Problem};
@@ -72,6 +74,7 @@ pub(super) fn config(layer: &Layer) -> Result<Config, Error> {
             value::kernel_cache(raw, MAX_ENTRIES, &KERNEL_CACHE_SIZES)
         })?,
         dns,
+        names: merged.names()?,
         tcp,
         control: control_socket(layer)?,
         log: LogConfig {
@@ -270,6 +273,33 @@ impl Merged<'_> {
         }
         let names = self.list(Key::DnsFailOn, &[], value::failure)?;
         Ok(upstreams::fail_on(&names))
+    }
+
+    fn names(&self) -> Result<NamesConfig, Error> {
+        let default = NamesConfig::default();
+        let zones = self.list(Key::NamesZones, &[], value::zone)?;
+        let records = records::of(self.0.items(TableKind::Record), LONGEST_TTL)?;
+        if let Some((zone, alias)) = zones.iter().find_map(|zone| {
+            let mut records = records.iter();
+            let alias = records.find(|it| it.value.is_alias() && it.value.name == zone.value)?;
+            Some((zone, alias))
+        }) {
+            let problem = format!(
+                "{} is an alias ({}), which a zone cannot be; leave out the one or the other",
+                zone.value, alias.origin
+            );
+            return Err(Error::value(&zone.origin, Key::NamesZones, problem));
+        }
+        let hosts = self.list(Key::NamesHosts, &[], value::hosts_file)?;
+        Ok(NamesConfig {
+            records: records.into_iter().map(|it| it.value).collect(),
+            hosts: hosts.into_iter().map(|it| it.value.into()).collect(),
+            zones: zones.into_iter().map(|it| it.value).collect(),
+            special: self.or(Key::NamesSpecial, default.special, value::boolean)?,
+            ttl: self.or(Key::NamesTtl, default.ttl, |raw| {
+                value::ttl(raw, &(Duration::ZERO..=LONGEST_TTL))
+            })?,
+        })
     }
 
     fn cache(&self) -> Result<CacheConfig, Error> {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use crate::dns::cache::{DomainName, KeyFile, PasswordFile, StoreUrl};
+use crate::dns::records::{Name, read_hosts};
 use crate::dns::upstream::UpstreamUrl;
 use crate::dns::{FailOn, Strategy, Via};
 
@@ -356,6 +357,21 @@ pub(super) fn prefix(raw: &Raw) -> Result<String, Problem> {
     Ok(prefix.to_owned())
 }
 
+pub(super) fn zone(raw: &Raw) -> Result<Name, Problem> {
+    let name: Name = parsed(raw, "a domain name in quotes such as \"home.arpa\"")?;
+    if name.is_wildcard() {
+        return Err(format!("{name} is a wildcard, which no zone can be"));
+    }
+    Ok(name)
+}
+
+/// The path of a hosts file that can be used as it is now.
+pub(super) fn hosts_file(raw: &Raw) -> Result<String, Problem> {
+    let path = path(raw)?;
+    read_hosts(&path).map_err(|error| error.to_string())?;
+    Ok(path.to_string_lossy().into_owned())
+}
+
 pub(super) fn socket_path(raw: &Raw) -> Result<PathBuf, Problem> {
     let path = path(raw)?;
     let length = path.as_os_str().len();
@@ -424,7 +440,7 @@ fn choice<T: Copy>(raw: &Raw, choices: &[(&str, T)]) -> Result<T, Problem> {
         .ok_or_else(|| format!("`{text}` is none of {}", names()))
 }
 
-fn text<'a>(raw: &'a Raw, wanted: &str) -> Result<&'a str, Problem> {
+pub(super) fn text<'a>(raw: &'a Raw, wanted: &str) -> Result<&'a str, Problem> {
     match raw {
         Raw::Text(text) | Raw::Untyped(text) => Ok(text),
         other => Err(expected(wanted, other)),

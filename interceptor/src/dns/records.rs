@@ -3,6 +3,7 @@
 //! A configured name is ours as a whole: types it does not have are NODATA. Below a zone of ours (`zones`, and the
 //! special-use ones) names that do not exist are NXDOMAIN; elsewhere they are somebody else's.
 
+mod config;
 mod entry;
 mod hosts;
 mod name;
@@ -10,10 +11,11 @@ mod special;
 mod write;
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-pub use self::entry::{Entry, EntryError};
+pub use self::config::NamesConfig;
+pub use self::entry::{Entry, EntryError, RecordKind};
 pub use self::hosts::{HostsError, read as read_hosts};
 pub use self::name::{Name, NameError};
 use self::name::{parent, suffixes};
@@ -130,7 +132,8 @@ impl Records {
         };
         for entry in entries {
             let ttl = entry.ttl.unwrap_or(ttl);
-            records.add(entry.name.clone(), entry.rtype, ttl, entry.data.clone());
+            let rtype = entry.rtype.number();
+            records.add(entry.name.clone(), rtype, ttl, entry.data.clone());
         }
         let configured: HashSet<&Name> = entries.iter().map(|it| &it.name).collect();
         let hosts = || hosts.iter().filter(|(_, name)| !configured.contains(name));
@@ -266,11 +269,7 @@ impl Records {
     }
 
     /// The SOA record for the absence of something of `name`, which is its own zone where it is in none of ours.
-    fn authority<'a>(
-        &self,
-        name: &'a [u8],
-        zone: Option<(&'a [u8], &'a Zone)>,
-    ) -> Authority<'a> {
+    fn authority<'a>(&self, name: &'a [u8], zone: Option<(&'a [u8], &'a Zone)>) -> Authority<'a> {
         match zone {
             Some((apex, zone)) => Authority {
                 apex,
@@ -385,20 +384,6 @@ impl<'a> Local<'a> {
     pub(super) fn alias(&self) -> Option<&'a [u8]> {
         self.alias
     }
-}
-
-/// Zones and entries that cannot be together, for the person who wrote them.
-pub fn conflicts(entries: &[Entry]) -> Option<String> {
-    let mut types: BTreeMap<&Name, Vec<u16>> = BTreeMap::new();
-    for entry in entries {
-        types.entry(&entry.name).or_default().push(entry.rtype);
-    }
-    let (name, _) = types
-        .iter()
-        .find(|(_, types)| types.len() > 1 && types.contains(&TYPE_CNAME))?;
-    Some(format!(
-        "{name} has a CNAME record beside others; an alias has no records of its own (RFC 1034 §3.6.2)"
-    ))
 }
 
 #[cfg(test)]
@@ -537,7 +522,9 @@ mod tests {
     fn an_alias_to_somebody_elses_name_says_where_it_leads() {
         let records = records(&["www.lan CNAME www.example.net"]);
         let name = Name::from_str("www.lan").unwrap();
-        let local = records.answer(name.as_wire(), TYPE_A, CLASS_IN, None).unwrap();
+        let local = records
+            .answer(name.as_wire(), TYPE_A, CLASS_IN, None)
+            .unwrap();
         assert_eq!(local.alias(), Some(&b"\x03www\x07example\x03net\x00"[..]));
     }
 
@@ -637,7 +624,11 @@ mod tests {
                 .answer(name.as_wire(), TYPE_A, CLASS_IN, Some(1))
                 .is_none()
         );
-        assert!(records.answer(nas.as_wire(), TYPE_A, CLASS_IN, Some(1)).is_some());
+        assert!(
+            records
+                .answer(nas.as_wire(), TYPE_A, CLASS_IN, Some(1))
+                .is_some()
+        );
     }
 
     #[test]
@@ -660,17 +651,6 @@ mod tests {
     fn any_is_answered_with_all_there_is() {
         let records = records(&["nas.lan A 192.0.2.5", "nas.lan TXT \"x\""]);
         assert_eq!(ask(&records, "nas.lan.", "ANY").unwrap().answers.len(), 2);
-    }
-
-    #[test]
-    fn a_cname_beside_other_records_is_a_conflict() {
-        let entries = [entry("a.lan CNAME b.lan"), entry("a.lan A 192.0.2.1")];
-        assert!(
-            conflicts(&entries)
-                .unwrap()
-                .starts_with("a.lan. has a CNAME")
-        );
-        assert_eq!(conflicts(&entries[..1]), None);
     }
 
     proptest! {

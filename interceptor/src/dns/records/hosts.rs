@@ -9,12 +9,18 @@ use thiserror::Error;
 
 use super::name::Name;
 
+/// Octets of a hosts file at most; lists of a million names have half of it.
+const MAX_LEN: u64 = 64 << 20;
+
 /// Why a hosts file cannot be used.
 #[derive(Debug, Error)]
 pub enum HostsError {
     /// It cannot be read.
     #[error("cannot read the hosts file {0}: {1}")]
     Unreadable(PathBuf, #[source] io::Error),
+    /// It is none that could be read to its end.
+    #[error("the hosts file {} is no file of at most {} MiB", .0.display(), MAX_LEN >> 20)]
+    NoFile(PathBuf),
     /// A line begins with something else than an address.
     #[error("{path}:{line}: `{word}` is no address; a line is an address and names", path = path.display())]
     Address {
@@ -39,7 +45,12 @@ pub enum HostsError {
 
 /// Reads the file: each name with its address, in the file's order.
 pub fn read(path: &Path) -> Result<Vec<(IpAddr, Name)>, HostsError> {
-    let text = fs::read(path).map_err(|error| HostsError::Unreadable(path.to_owned(), error))?;
+    let unreadable = |error| HostsError::Unreadable(path.to_owned(), error);
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() || metadata.len() > MAX_LEN {
+        return Err(HostsError::NoFile(path.to_owned()));
+    }
+    let text = fs::read(path).map_err(unreadable)?;
     parse(path, &String::from_utf8_lossy(&text))
 }
 
@@ -107,6 +118,15 @@ mod tests {
             "hosts:2: `nas` is no address; a line is an address and names"
         );
         assert!(error("192.0.2.1 a..b").starts_with("hosts:1: `a..b` is no domain name"));
+    }
+
+    #[test]
+    fn what_has_no_end_is_not_read() {
+        let error = read(Path::new("/dev/zero")).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "the hosts file /dev/zero is no file of at most 64 MiB"
+        );
     }
 
     #[test]
