@@ -58,6 +58,12 @@ impl Bypass {
         }
     }
 
+    /// Whether this process may give its sockets a mark (`CAP_NET_ADMIN`; before Linux 5.17 nothing else suffices).
+    pub fn may_mark() -> bool {
+        Socket::new(Domain::IPV4, Type::DGRAM, None)
+            .is_ok_and(|socket| socket.set_mark(u32::MAX).is_ok())
+    }
+
     /// The mark that new sockets get; 0 when they get none.
     pub fn mark(&self) -> u32 {
         self.mark.load(Ordering::Relaxed)

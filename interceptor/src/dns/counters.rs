@@ -24,6 +24,8 @@ pub struct Counters {
     pub replies: BTreeMap<String, u64>,
     /// Replies cut short because the client takes no longer ones.
     pub truncated: u64,
+    /// Queries answered by records, hosts files and special-use names.
+    pub local: u64,
     /// Queries handed to upstreams; where a cache is shared, those that were answered from there as well.
     pub forwarded: u64,
     /// Queries for which no upstream had anything to say; their clients got SERVFAIL.
@@ -191,6 +193,7 @@ impl Meter {
                 .filter(|(_, count)| *count > 0)
                 .collect(),
             truncated: self.truncated.value(),
+            local: 0,
             forwarded: self.forwarded.value(),
             failed: self.failed.value(),
             ignored: self.ignored.value(),

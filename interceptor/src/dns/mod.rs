@@ -1,7 +1,8 @@
 //! DNS: takes a query with its context and returns a reply; knows neither packets nor BPF.
 //!
-//! `server` (and `connection`, for TCP) speaks with clients, `resolver` decides who answers, `cache` remembers,
-//! `policy` who is asked about a name, `upstream` asks, `answers` hands on what others can answer as well.
+//! `server` (and `connection`, for TCP) speaks with clients, `resolver` decides who answers, `records` are names of ours
+//! (`local` answers them), `cache` remembers, `policy` says who is asked about a name, `upstream` asks, `answers` hands on
+//! what others can answer as well, `trace` tells what was done for a query.
 //! What travels between them is checked once, where it comes in: a [`query::Query`] is a valid query, a
 //! [`reply::Reply`] a reply that matches its request. Both keep their wire form, which `wire` patches in place.
 
@@ -12,9 +13,11 @@ pub mod clock;
 mod connection;
 pub mod counters;
 mod framing;
+mod local;
 mod padding;
 mod policy;
 pub mod query;
+pub mod question;
 pub mod records;
 pub mod reply;
 mod resolver;
@@ -23,6 +26,7 @@ mod server;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 pub mod upstream;
 pub mod wire;
 
@@ -34,7 +38,7 @@ pub use self::answers::AnswerSink;
 pub use self::cache::{CacheConfig, SharedCacheConfig};
 pub use self::counters::Counters;
 pub use self::policy::{DEFAULT_GROUP, FailOn, GroupConfig, RouteConfig, Strategy, Target, Via};
-pub use self::server::Server;
+pub use self::server::{Lookup, Server};
 use self::upstream::UpstreamUrl;
 
 /// Queries in flight, all clients together; beyond it UDP queries are dropped and TCP queries get SERVFAIL.

@@ -110,6 +110,11 @@ impl Policy {
         self.ways.first().map_or(RouteId::DEFAULT, |way| way.route)
     }
 
+    /// How many labels the domain has by which `name` (in wire form, lower-cased) has a route; none where it has none.
+    pub(super) fn route_depth(&self, name: &[u8]) -> Option<usize> {
+        self.routes.depth(name)
+    }
+
     /// Whether answers remembered under `route` can be asked for.
     pub(super) fn has(&self, route: RouteId) -> bool {
         self.ways.iter().any(|way| way.route == route)

@@ -224,6 +224,23 @@ impl<'a> Query<'a> {
         self.echo().reply_head(&self.wire, rcode, flags, ROOM)
     }
 
+    /// The same client's query for another `name`, in wire form, without what else the query has; none where the name is
+    /// malformed.
+    pub(super) fn renamed(&self, name: &[u8]) -> Option<Query<'static>> {
+        let question = self.question();
+        let mut wire = Vec::with_capacity(HEADER_LEN + name.len() + 4 + BARE_OPT_LEN);
+        for field in [self.header.id, self.header.flags.0, 1, 0, 0, 0] {
+            wire.extend_from_slice(&field.to_be_bytes());
+        }
+        wire.extend_from_slice(name);
+        wire.extend_from_slice(&question.qtype.to_be_bytes());
+        wire.extend_from_slice(&question.qclass.to_be_bytes());
+        if let Some(opt) = self.opt {
+            append_opt(&mut wire, 0, opt.dnssec_ok, None);
+        }
+        Query::parse(&wire).ok().map(Query::into_owned)
+    }
+
     fn echo(&self) -> Echo {
         Echo {
             header: self.header,

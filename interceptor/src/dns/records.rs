@@ -47,6 +47,7 @@ pub struct Records {
     negative_ttl: u32,
     /// Names with records that somebody has configured.
     configured: usize,
+    has_aliases: bool,
 }
 
 #[derive(Debug, Default)]
@@ -129,6 +130,7 @@ impl Records {
             nodes: HashMap::new(),
             negative_ttl: ttl,
             configured: 0,
+            has_aliases: entries.iter().any(Entry::is_alias),
         };
         for entry in entries {
             let ttl = entry.ttl.unwrap_or(ttl);
@@ -166,14 +168,14 @@ impl Records {
 
     /// The answer to a question where its name is ours.
     ///
-    /// `name` is in wire form and lower case. A route for a domain of `routed` labels goes before zones of as many or
-    /// fewer labels; records go before any route.
+    /// `name` is in wire form and lower case. `routed` says how many labels the domain has that a name has a route by: it
+    /// goes before zones of as many or fewer labels; records go before any route.
     pub(super) fn answer<'a>(
         &'a self,
         name: &'a [u8],
         qtype: u16,
         qclass: u16,
-        routed: Option<usize>,
+        routed: impl Fn(&[u8]) -> Option<usize> + Copy,
     ) -> Option<Local<'a>> {
         if qclass != CLASS_IN {
             return None;
@@ -221,13 +223,26 @@ impl Records {
         Some(local)
     }
 
+    /// Whether there is any alias among them.
+    pub(super) fn has_aliases(&self) -> bool {
+        self.has_aliases
+    }
+
     /// Whether a name, in wire form and lower case, is ours in whichever type.
-    pub(super) fn holds(&self, name: &[u8], routed: Option<usize>) -> bool {
+    pub(super) fn holds(
+        &self,
+        name: &[u8],
+        routed: impl Fn(&[u8]) -> Option<usize> + Copy,
+    ) -> bool {
         !matches!(self.find(name, routed), Found::Foreign)
     }
 
     /// Goes down from the root for as long as names exist: for most of other people's names that is one step.
-    fn find<'a>(&'a self, name: &'a [u8], routed: Option<usize>) -> Found<'a> {
+    fn find<'a>(
+        &'a self,
+        name: &'a [u8],
+        routed: impl Fn(&[u8]) -> Option<usize> + Copy,
+    ) -> Found<'a> {
         let mut suffixes_of = [name; MAX_LABELS];
         let mut count = 0;
         for (slot, suffix) in suffixes_of.iter_mut().zip(suffixes(name)) {
@@ -236,17 +251,19 @@ impl Records {
         }
         let mut closest = None;
         let mut zone = None;
+        let mut depth = 0;
         for (labels, suffix) in suffixes_of.iter().take(count).rev().enumerate() {
             let Some(node) = self.nodes.get(*suffix) else {
                 break;
             };
             closest = Some((*suffix, node));
-            if let Some(found) = &node.zone
-                && routed.is_none_or(|route| labels > route)
-            {
+            if let Some(found) = &node.zone {
                 zone = Some((*suffix, found));
+                depth = labels;
             }
         }
+        // A route that is longer than the longest zone is longer than all of them.
+        let zone = zone.filter(|_| routed(name).is_none_or(|route| depth > route));
         let Some((suffix, node)) = closest else {
             return Found::Foreign;
         };
@@ -523,7 +540,7 @@ mod tests {
         let records = records(&["www.lan CNAME www.example.net"]);
         let name = Name::from_str("www.lan").unwrap();
         let local = records
-            .answer(name.as_wire(), TYPE_A, CLASS_IN, None)
+            .answer(name.as_wire(), TYPE_A, CLASS_IN, |_| None)
             .unwrap();
         assert_eq!(local.alias(), Some(&b"\x03www\x07example\x03net\x00"[..]));
     }
@@ -616,17 +633,17 @@ mod tests {
         let nas = Name::from_str("nas.lan").unwrap();
         assert!(
             records
-                .answer(name.as_wire(), TYPE_A, CLASS_IN, None)
+                .answer(name.as_wire(), TYPE_A, CLASS_IN, |_| None)
                 .is_some()
         );
         assert!(
             records
-                .answer(name.as_wire(), TYPE_A, CLASS_IN, Some(1))
+                .answer(name.as_wire(), TYPE_A, CLASS_IN, |_| Some(1))
                 .is_none()
         );
         assert!(
             records
-                .answer(nas.as_wire(), TYPE_A, CLASS_IN, Some(1))
+                .answer(nas.as_wire(), TYPE_A, CLASS_IN, |_| Some(1))
                 .is_some()
         );
     }
@@ -635,7 +652,7 @@ mod tests {
     fn other_classes_are_somebody_elses() {
         let records = records(&["nas.lan A 192.0.2.5"]);
         let name = Name::from_str("nas.lan").unwrap();
-        assert_eq!(records.answer(name.as_wire(), TYPE_A, 3, None), None);
+        assert_eq!(records.answer(name.as_wire(), TYPE_A, 3, |_| None), None);
     }
 
     #[test]
@@ -671,7 +688,7 @@ mod tests {
                 ["b", _, ..] => Some((Rcode::NXDOMAIN, 0)),
                 _ => Some((Rcode::NOERROR, 0)),
             };
-            let local = records.answer(&wire, TYPE_A, CLASS_IN, None);
+            let local = records.answer(&wire, TYPE_A, CLASS_IN, |_| None);
             let found = local.map(|local| (local.rcode(), local.answers.len()));
             prop_assert_eq!(found, expected);
         }
@@ -687,7 +704,7 @@ mod tests {
         let question = query.question();
         let name = query.question_octets();
         let name = name[..name.len() - 4].to_ascii_lowercase();
-        let local = records.answer(&name, question.qtype, question.qclass, None)?;
+        let local = records.answer(&name, question.qtype, question.qclass, |_| None)?;
         Some(local.reply(&query))
     }
 

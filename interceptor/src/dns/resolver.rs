@@ -1,4 +1,4 @@
-//! The order of answering: what policy decides at once, then what is remembered, then the upstreams.
+//! The order of answering: what policy decides at once, then names of ours, then what is remembered, then the upstreams.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -15,9 +15,12 @@ use super::cache::{
 };
 use super::clock::{Clock, Moment};
 use super::counters::{GroupCounters, Meter, UpstreamCounters};
+use super::local::{LocalNames, Ours};
 use super::policy::{Policy, RouteIds};
 use super::query::{Query, Request, TYPE_AXFR, TYPE_IXFR};
+use super::records::Records;
 use super::reply::Reply;
+use super::trace;
 use super::upstream::forward::{Failure, Forwarder};
 use super::wire::{ExtendedError, Rcode};
 use crate::bypass::Bypass;
@@ -33,6 +36,7 @@ pub(super) struct Resolver {
 
 /// What outlives a query: the parts that questions on their way need.
 struct Core {
+    names: LocalNames,
     policy: ArcSwap<Policy>,
     /// Held while a policy is replaced.
     ids: Mutex<RouteIds>,
@@ -68,6 +72,7 @@ impl Resolver {
         let policy = Policy::new(config, bypass, None, &mut ids);
         Self {
             core: Arc::new_cyclic(|core| Core {
+                names: LocalNames::default(),
                 policy: ArcSwap::from_pointee(policy),
                 ids: Mutex::new(ids),
                 bypass: bypass.clone(),
@@ -95,8 +100,17 @@ impl Resolver {
                 },
             ));
         }
+        match self.core.names.answer(query, |name| self.core.routed(name)) {
+            Ours::Answer(answer) => Some(answer),
+            Ours::Alias => None,
+            Ours::Nothing => self.remembered_answer(query),
+        }
+    }
+
+    fn remembered_answer(&self, query: &Query<'_>) -> Option<Answer> {
         let cache = self.core.cache.as_ref()?;
         if !is_shared(query) {
+            trace::passed(MEMORY, || "not for queries of this kind".into());
             return None;
         }
         // The generation first: what is looked up by an outdated policy is then handed on to nobody.
@@ -109,18 +123,47 @@ impl Resolver {
                 let elsewhere = self.core.given_elsewhere(&entry, now);
                 self.core.used(cache, &entry, 1 + elsewhere, now);
                 self.core.offer(cache, generation, &entry);
+                trace::decided(MEMORY, entry.rcode(), || {
+                    let (age, left) = (
+                        now.seconds_since(entry.stored()),
+                        entry.expires().seconds_since(now),
+                    );
+                    format!("{age} s old, {left} s left").into()
+                });
                 Some(Answer::remembered(query, &entry, now))
             }
             Found::Stale(entry) if entry.is_refresh_postponed(now) => {
                 cache.meter.stale.add();
-                Some(Answer::remembered(query, &entry, now))
+                Some(Answer::stale(query, &entry, now))
             }
-            Found::Stale(_) | Found::Nothing => None,
+            Found::Stale(_) | Found::Nothing => {
+                trace::passed(MEMORY, || "nothing fresh".into());
+                None
+            }
         }
     }
 
     /// The answer for a client that came by `transport` at `arrived`; always one, before the deadline.
     pub(super) async fn answer(
+        &self,
+        query: &Query<'_>,
+        transport: Transport,
+        arrived: Instant,
+        meter: &Meter,
+    ) -> Answer {
+        let Some(alias) = self.core.names.alias(query, |name| self.core.routed(name)) else {
+            return self.resolve(query, transport, arrived, meter).await;
+        };
+        let found = match self.remembered_answer(&alias.target) {
+            Some(found) => found,
+            // Apart, so that queries without an alias need not have room for it.
+            None => Box::pin(self.resolve(&alias.target, transport, arrived, meter)).await,
+        };
+        alias.answer(query, |name| self.core.routed(name), found)
+    }
+
+    /// The answer from upstreams, or for want of it from what is remembered.
+    async fn resolve(
         &self,
         query: &Query<'_>,
         transport: Transport,
@@ -141,6 +184,7 @@ impl Resolver {
             meter.forwarded.add();
         } else {
             cache.meter.coalesced.add();
+            trace::passed("upstreams", || "are being asked for another client".into());
         }
         let Found::Stale(stale) = cache.find(key.as_ref(), self.core.clock.now()) else {
             return Answer::of(query, (*flight.await).clone(), meter);
@@ -157,7 +201,24 @@ impl Resolver {
             }
         }
         cache.meter.stale.add();
-        Answer::remembered(query, &stale, self.core.clock.now())
+        Answer::stale(query, &stale, self.core.clock.now())
+    }
+
+    /// Lets `records` take the place of the names of ours that there are.
+    pub(super) fn use_records(&self, records: Arc<Records>) {
+        self.core.names.replace(records);
+        // In this order: what is offered from here on is offered with the new records in sight.
+        if let Some(cache) = &self.core.cache {
+            cache.renew(|_| true, true);
+        }
+        if let Some(answers) = &self.core.answers {
+            answers.forget_all();
+        }
+    }
+
+    /// The names of ours.
+    pub(super) fn names(&self) -> &LocalNames {
+        &self.core.names
     }
 
     /// Replaces upstreams, groups, routes and how long they are asked; everything else stays as it is. Queries on their
@@ -259,6 +320,11 @@ impl Core {
         is_asked_for_all.then_some((cache, key))
     }
 
+    /// How many labels the domain has that `name` has a route by.
+    fn routed(&self, name: &[u8]) -> Option<usize> {
+        self.policy.load().route_depth(name)
+    }
+
     /// The key of the answer to `query` by the route that its name has.
     fn key(&self, query: &Query<'_>) -> Option<Key> {
         let key = Key::of(query, RouteId::DEFAULT)?;
@@ -334,7 +400,7 @@ impl Core {
                 }
                 Arc::new(outcome)
             };
-            work.boxed()
+            trace::carried(work.boxed())
         })
     }
 
@@ -371,7 +437,14 @@ impl Core {
         if let Some(answers) = &self.answers
             && entry.kind() != Kind::Failure
         {
-            cache.while_current(generation, || answers.offer(entry));
+            cache.while_current(generation, || {
+                if !self
+                    .names
+                    .holds(entry.key().name(), |name| self.routed(name))
+                {
+                    answers.offer(entry);
+                }
+            });
         }
     }
 
@@ -405,6 +478,14 @@ impl Answer {
         }
     }
 
+    fn stale(query: &Query<'_>, entry: &Entry, now: Moment) -> Self {
+        trace::decided(MEMORY, entry.rcode(), || {
+            let expired = now.seconds_since(entry.expires());
+            format!("stale, expired {expired} s ago").into()
+        });
+        Self::remembered(query, entry, now)
+    }
+
     fn remembered(query: &Query<'_>, entry: &Entry, now: Moment) -> Self {
         Self {
             rcode: entry.rcode(),
@@ -433,6 +514,9 @@ async fn forward(
     let plain = forwarder.forward(&request(false), transport, arrived).await;
     plain.or(outcome)
 }
+
+/// What a step that was decided by what is remembered is called.
+const MEMORY: &str = "memory";
 
 /// The tier behind the cache, where there is to be one; flushes that others tell it concern `core`.
 fn shared(

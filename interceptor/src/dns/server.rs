@@ -17,8 +17,10 @@ use super::clock::{Clock, Moment};
 use super::connection;
 use super::counters::{Counters, Meter};
 use super::query::{Query, Rejection};
+use super::records::Records;
 use super::resolver::{Answer, Resolver};
-use super::wire::truncate;
+use super::trace::{Step, Trace};
+use super::wire::{Rcode, truncate};
 use crate::bypass::Bypass;
 use crate::rules::Transport;
 use crate::service::{BoxStream, Flow, Responder, Service};
@@ -79,11 +81,46 @@ impl Server {
     pub fn counters(&self) -> Counters {
         let shared = &self.shared;
         let in_flight = shared.admission.in_flight() as u64;
-        shared.meter.snapshot(
-            in_flight,
-            shared.resolver.upstreams(),
-            shared.resolver.groups(),
-        )
+        let (upstreams, groups) = (shared.resolver.upstreams(), shared.resolver.groups());
+        Counters {
+            local: shared.resolver.names().answered.value(),
+            ..shared.meter.snapshot(in_flight, upstreams, groups)
+        }
+    }
+
+    /// Lets `records` take the place of the names that are answered here; queries see the old ones or the new ones.
+    ///
+    /// What is remembered stays, for it is asked after them; who has been handed it on is told to forget it.
+    pub fn use_records(&self, records: Arc<Records>) {
+        self.shared.resolver.use_records(records);
+    }
+
+    /// The names that are answered here.
+    pub fn records(&self) -> Arc<Records> {
+        self.shared.resolver.names().records()
+    }
+
+    /// Answers `message` as it would a client's by `transport`, and tells how it came about; none where it is no query.
+    ///
+    /// The answer is of any length. Needs a tokio runtime around it.
+    pub async fn look_up(&self, message: &[u8], transport: Transport) -> Option<Lookup> {
+        let query = Query::parse(message).ok()?;
+        let trace = Trace::start();
+        let arrived = Instant::now();
+        let answer = trace
+            .follow(async {
+                match self.shared.resolver.answer_now(&query) {
+                    Some(answer) => answer,
+                    None => self.shared.answer(&query, transport, arrived).await,
+                }
+            })
+            .await;
+        Some(Lookup {
+            wire: answer.wire,
+            rcode: answer.rcode,
+            steps: trace.steps(),
+            took: trace.elapsed(),
+        })
     }
 
     /// What the cache counts; nothing where there is none.
@@ -129,6 +166,29 @@ impl Server {
         self.shared.stopping.cancel();
         self.tasks.close();
         timeout(patience, self.tasks.wait()).await.is_ok()
+    }
+}
+
+/// An answer and how it came about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    /// The answer in wire form.
+    pub wire: Vec<u8>,
+    /// What it says.
+    pub rcode: Rcode,
+    /// What was done, in the order in which it began.
+    pub steps: Vec<Step>,
+    /// How long it took, in microseconds.
+    pub took: u64,
+}
+
+impl Lookup {
+    /// The index of the step that the answer is from; none where it is an error of our own making.
+    pub fn decisive(&self) -> Option<usize> {
+        let steps = self.steps.iter().enumerate();
+        let replies = steps.filter(|(_, step)| step.rcode == Some(self.rcode));
+        let last = replies.max_by_key(|(_, it)| it.began.saturating_add(it.took.unwrap_or(0)));
+        last.map(|(index, _)| index)
     }
 }
 

@@ -1,6 +1,7 @@
 //! How the service behaves, read as a conformance list: real sockets on the loopback, scripted upstreams.
 
 mod choosing;
+mod naming;
 mod remembering;
 
 use std::io;

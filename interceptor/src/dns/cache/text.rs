@@ -31,6 +31,12 @@ pub struct NameError(String);
 #[error("`{0}` is no record type; write one such as AAAA, or a number as TYPE65")]
 pub struct QtypeError(String);
 
+impl NameError {
+    pub(in crate::dns) fn of(text: &str) -> Self {
+        Self(text.escape_debug().to_string())
+    }
+}
+
 impl DomainName {
     /// The name that `octets` are in wire form, whole and well-formed.
     pub(super) fn from_wire(octets: &[u8]) -> Self {
@@ -47,7 +53,7 @@ impl FromStr for DomainName {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let error = || NameError(text.escape_debug().to_string());
+        let error = || NameError::of(text);
         if text.is_empty() {
             return Err(error());
         }

@@ -22,6 +22,15 @@ impl<T> Routes<T> {
         }
     }
 
+    /// How many labels the longest domain has that `name` (in wire form, lower-cased) is in.
+    pub(super) fn depth(&self, name: &[u8]) -> Option<usize> {
+        if self.domains.is_empty() {
+            return None;
+        }
+        let domain = labels(name).find(|domain| self.domains.contains_key(*domain))?;
+        Some(labels(domain).count())
+    }
+
     /// The value of the longest domain that `name` (in wire form, lower-cased) is in.
     pub(super) fn find(&self, name: &[u8]) -> Option<&T> {
         if self.domains.is_empty() {

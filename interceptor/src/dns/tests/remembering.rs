@@ -355,9 +355,9 @@ async fn a_question_without_recursion_is_answered_from_memory_and_asked_as_it_is
 }
 
 #[derive(Default)]
-struct Sink {
-    offered: Mutex<Vec<Vec<u8>>>,
-    forgotten: AtomicU64,
+pub(super) struct Sink {
+    pub(super) offered: Mutex<Vec<Vec<u8>>>,
+    pub(super) forgotten: AtomicU64,
 }
 
 impl AnswerSink for Sink {
@@ -372,23 +372,23 @@ impl AnswerSink for Sink {
 }
 
 /// The clock of a server.
-struct Hand(Arc<AtomicU64>);
+pub(super) struct Hand(Arc<AtomicU64>);
 
 impl Hand {
-    fn advance(&self, seconds: u32) {
+    pub(super) fn advance(&self, seconds: u32) {
         self.0
             .fetch_add(u64::from(seconds) * 1000, Ordering::Relaxed);
     }
 }
 
-fn remembering(
+pub(super) fn remembering(
     upstream: &FakeUpstream,
     change: impl FnOnce(&mut CacheConfig),
 ) -> (Arc<Server>, Hand) {
     remembering_for(upstream, None, change)
 }
 
-fn remembering_for(
+pub(super) fn remembering_for(
     upstream: &FakeUpstream,
     answers: Option<Arc<dyn AnswerSink>>,
     change: impl FnOnce(&mut CacheConfig),

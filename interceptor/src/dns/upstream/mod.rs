@@ -38,6 +38,7 @@ use super::counters::{State, UpstreamCounters, UpstreamMeter};
 use super::policy::{FailOn, Via};
 use super::query::Request;
 use super::reply::Reply;
+use super::trace;
 use super::wire::Rcode;
 use crate::bypass::Bypass;
 use crate::rules::Transport;
@@ -168,6 +169,7 @@ impl Upstream {
         self.meter.sent.add();
         let started = Instant::now();
         let ignored = &self.meter.ignored;
+        let step = trace::asks(|| (self.url.to_string(), self.way_of(transport)));
         let outcome = match (&self.way, transport) {
             (Way::Plain { udp, .. }, Transport::Udp) => udp.exchange(request, ignored).await,
             // Apart, so that every query over UDP need not have room for it.
@@ -176,12 +178,27 @@ impl Upstream {
             }
             (Way::Encrypted(encrypted), _) => Box::pin(encrypted.exchange(request, ignored)).await,
         };
-        if outcome.is_ok() {
-            let elapsed = started.elapsed();
-            self.meter.answered(elapsed);
-            self.health.took(elapsed);
+        match &outcome {
+            Ok(reply) => {
+                let elapsed = started.elapsed();
+                step.replied(reply.rcode());
+                self.meter.answered(elapsed);
+                self.health.took(elapsed);
+            }
+            Err(error) => step.failed(|| error.to_string()),
         }
         outcome
+    }
+
+    /// How a trace calls the way that a query takes.
+    fn way_of(&self, transport: Transport) -> String {
+        match &self.url {
+            UpstreamUrl::Udp(_) | UpstreamUrl::Tcp(_) => match transport {
+                Transport::Udp => "udp".to_owned(),
+                Transport::Tcp => "tcp".to_owned(),
+            },
+            UpstreamUrl::Encrypted(url) => url.scheme().to_string(),
+        }
     }
 
     fn misjudged(&self) -> MutexGuard<'_, Option<Request>> {
