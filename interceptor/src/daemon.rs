@@ -4,18 +4,21 @@ mod answers;
 mod backend;
 mod check;
 mod data_plane;
+mod names;
 mod notify;
 mod routing;
 mod rulebook;
 mod shared_kernel;
 mod taps;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::time::{self, MissedTickBehavior};
@@ -24,6 +27,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
 pub use check::check;
+pub(crate) use routing::DEFAULT_MARK;
 
 use crate::bypass::Bypass;
 use crate::config::Config;
@@ -36,6 +40,7 @@ use crate::{control, dns, netstack};
 use answers::KernelAnswers;
 use backend::DaemonBackend;
 use data_plane::{DataPlane, Pulse};
+use names::Names;
 use notify::notify;
 use routing::Routing;
 use rulebook::Rulebook;
@@ -92,6 +97,10 @@ struct Parts {
     bypass: Bypass,
     /// The reader device.
     device: Device,
+    /// Where queries are answered.
+    data_plane: Handle,
+    /// The hosts files that are followed.
+    hosts: Arc<[PathBuf]>,
 }
 
 impl Parts {
@@ -124,6 +133,7 @@ struct Daemon {
     /// Asks for a review, which runs beside the loop because it may have to wait for others.
     review: Arc<Notify>,
     _reviewer: AbortOnDropHandle<()>,
+    _names: AbortOnDropHandle<()>,
     parts: Parts,
     links: LinkWatch,
     routes: RouteWatch,
@@ -137,7 +147,7 @@ impl Daemon {
         let opening = reader::open(&config.reader, READER_MTU);
         let Opened { reader, device } = data_plane.within(opening).await?;
         let bypass = Bypass::new(
-            config.bypass.mark.unwrap_or(routing::DEFAULT_MARK),
+            config.bypass.mark.unwrap_or(DEFAULT_MARK),
             config.bypass.device.as_deref(),
         )
         .with_unbypassed_mark(routing::unbypassed_mark(config.bypass.mark));
@@ -149,16 +159,17 @@ impl Daemon {
         let sink = answers
             .clone()
             .map(|answers| Arc::new(KernelAnswers(answers)) as Arc<dyn AnswerSink>);
-        let (dns, netstack) = {
+        let (dns, names, netstack) = {
             let _guard = data_plane.enter();
             let dns = dns::Server::new(config.dns.clone(), bypass.clone(), sink);
+            let names = Names::start(&config.names, Arc::clone(&dns))?;
             let netstack = netstack::spawn(
                 reader,
                 rulebook.directory(Arc::clone(&dns)),
                 &config.tcp,
                 usize::from(READER_MTU),
             );
-            (dns, netstack)
+            (dns, names, netstack)
         };
 
         // Listening begins before looking, so that nothing is missed in between.
@@ -183,6 +194,8 @@ impl Daemon {
             netstack,
             bypass,
             device,
+            data_plane: data_plane.handle(),
+            hosts: config.names.hosts.as_slice().into(),
         };
         parts.review().await;
         kernel::release_unused();
@@ -197,6 +210,7 @@ impl Daemon {
                     }
                 }
             })),
+            _names: AbortOnDropHandle::new(tokio::spawn(names.follow())),
             review,
             parts,
             links,

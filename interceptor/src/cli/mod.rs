@@ -6,6 +6,7 @@ mod completions;
 mod doctor;
 mod failure;
 mod logging;
+mod query;
 mod remote;
 mod rule;
 mod run;
@@ -48,6 +49,9 @@ enum Command {
     Rule(rule::RuleArgs),
     /// Show and flush what the running daemon remembers
     Cache(cache::CacheArgs),
+    /// Ask a question through the running daemon, or an upstream directly, and see what answers and why
+    #[command(after_help = query::HELP)]
+    Query(query::QueryArgs),
     /// Show what the running daemon does
     Status(status::StatusArgs),
     /// Print shell completions
@@ -77,6 +81,7 @@ impl Command {
             Self::Doctor(args) => doctor::execute(&args),
             Self::Rule(args) => rule::execute(args),
             Self::Cache(args) => cache::execute(args),
+            Self::Query(args) => query::execute(&args),
             Self::Status(args) => status::execute(&args),
             Self::Completions(args) => completions::execute(&args),
         }
@@ -182,6 +187,28 @@ mod tests {
             "interceptor cache lookup",
             "interceptor cache lookup a..b",
             "interceptor cache lookup www.example.com BOGUS",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_question_is_a_name_and_perhaps_a_type() {
+        for line in [
+            "interceptor query www.example.com",
+            "interceptor query www.example.com aaaa --tcp --do --cd --json",
+            "interceptor query 192.0.2.1 --short --control /tmp/s",
+            "interceptor query . NS --via tls://192.0.2.1#dns.example",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+        for line in [
+            "interceptor query",
+            "interceptor query a..b",
+            "interceptor query www.example.com BOGUS",
+            "interceptor query www.example.com --via 192.0.2.1",
+            "interceptor query www.example.com --via https://dns.example",
+            "interceptor query www.example.com --short --json",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

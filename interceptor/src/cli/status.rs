@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::control::{
-    CacheStatus, GroupStatus, InterfaceStatus, ReaderStatus, Status, UpstreamStatus,
+    CacheStatus, GroupStatus, InterfaceStatus, NamesStatus, ReaderStatus, Status, UpstreamStatus,
 };
 
 use super::remote::RemoteArgs;
@@ -50,6 +50,7 @@ fn render(status: &Status) -> String {
         section(&mut text, "groups", &groups(&status.groups));
     }
     section(&mut text, "cache", &cache(&status.cache));
+    section(&mut text, "names", &names(&status.names));
     let counted = status.kernel.iter().filter(|(_, count)| **count > 0);
     let mut kernel = Table::new(&["REASON", "PACKETS"], &[1]);
     for (reason, count) in counted {
@@ -157,6 +158,18 @@ fn cache(cache: &CacheStatus) -> String {
     text
 }
 
+fn names(names: &NamesStatus) -> String {
+    let mut text = format!(
+        "  {} with records, {} queries answered\n",
+        grouped(names.names),
+        grouped(names.answered)
+    );
+    for path in &names.hosts {
+        let _ = writeln!(text, "  hosts file {path}");
+    }
+    text
+}
+
 /// Microseconds as milliseconds with one decimal: `12.3 ms`.
 fn latency(microseconds: u64) -> String {
     let tenths = microseconds.div_ceil(100);
@@ -209,6 +222,10 @@ groups
 cache
   TIER    ANSWERS    MEMORY       OF  HITS  STALE  MISSES
   memory    1,024  250.0 kB  67.1 MB   900      0     901
+
+names
+  12 with records, 1,300 queries answered
+  hosts file /etc/hosts
 
 kernel
   REASON   PACKETS
@@ -305,6 +322,11 @@ kernel
                     state: None,
                     counters: [("hits".to_owned(), 900), ("misses".to_owned(), 901)].into(),
                 }],
+            },
+            names: NamesStatus {
+                names: 12,
+                hosts: vec!["/etc/hosts".to_owned()],
+                answered: 1300,
             },
             kernel: [
                 ("fragment".to_owned(), 0),

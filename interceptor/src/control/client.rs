@@ -21,7 +21,9 @@ use url::form_urlencoded;
 
 use crate::rules::{Rule, RuleId};
 
-use super::model::{CacheStatus, CachedAnswer, Flush, Flushed, RuleStatus, Status};
+use super::model::{
+    Answered, CacheStatus, CachedAnswer, Flush, Flushed, Question, RuleStatus, Status,
+};
 
 /// How long the daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -139,6 +141,12 @@ impl Client {
     pub async fn flush(&self, flush: &Flush) -> Result<Flushed, ClientError> {
         let body = serde_json::to_vec(flush).map_err(|error| self.connection(error))?;
         self.ask(Method::POST, "/v1/cache/flush", body.into()).await
+    }
+
+    /// Has a question answered as a client's.
+    pub async fn query(&self, question: &Question) -> Result<Answered, ClientError> {
+        let body = serde_json::to_vec(question).map_err(|error| self.connection(error))?;
+        self.ask(Method::POST, "/v1/query", body.into()).await
     }
 
     async fn ask<T: DeserializeOwned>(
@@ -276,7 +284,7 @@ mod tests {
     use tokio::task::JoinHandle;
     use tokio_util::sync::CancellationToken;
 
-    use crate::control::{self, Backend, ReaderStatus, Refusal, TierStatus};
+    use crate::control::{self, Backend, NamesStatus, ReaderStatus, Refusal, TierStatus};
 
     use super::*;
 
@@ -529,6 +537,13 @@ mod tests {
             Err(Refusal::Invalid(format!("{name} {qtype:?}")))
         }
 
+        async fn query(&self, question: Question) -> Result<Answered, Refusal> {
+            Err(Refusal::Invalid(format!(
+                "{} {}",
+                question.name, question.qtype
+            )))
+        }
+
         fn flush(&self, flush: &Flush) -> Result<Flushed, Refusal> {
             match flush {
                 Flush::All => Ok(Flushed { answers: 3 }),
@@ -555,6 +570,7 @@ mod tests {
             upstreams: Vec::new(),
             groups: Vec::new(),
             cache: CacheStatus::default(),
+            names: NamesStatus::default(),
             kernel: BTreeMap::new(),
             dns: json!({}),
             netstack: json!({}),

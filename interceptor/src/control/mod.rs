@@ -8,18 +8,21 @@
 //! | `DELETE /v1/rules/{id}` | removes a rule; 200 with its last [`RuleStatus`] |
 //! | `GET /v1/cache` | [`CacheStatus`] |
 //! | `GET /v1/cache/answers?name=…&type=…` | a list of [`CachedAnswer`], of all types where none is given |
+//! | `POST /v1/query` | answers the [`Question`] in the body as a client's; 200 with [`Answered`] |
 //! | `POST /v1/cache/flush` | forgets what the [`Flush`] in the body says; 200 with [`Flushed`] |
 //!
 //! What fails is `{"error": "one line"}` with 400, 403, 404, 405, 408, 409, 413 or 500.
 
+mod answered;
 pub mod client;
 mod model;
 mod server;
 mod socket;
 
 pub use model::{
-    CacheStatus, CachedAnswer, Flush, Flushed, GroupStatus, InterfaceState, InterfaceStatus,
-    ReaderStatus, RuleStatus, Status, TierStatus, UpstreamStatus,
+    Answered, CacheStatus, CachedAnswer, Flush, Flushed, GroupStatus, InterfaceState,
+    InterfaceStatus, NamesStatus, QueryStep, Question, ReaderStatus, RuleStatus, Status,
+    TierStatus, UpstreamStatus,
 };
 pub use server::{Backend, Refusal, serve};
 pub use socket::{BindError, ControlSocket, bind, inspect};

@@ -28,6 +28,8 @@ pub struct Status {
     pub groups: Vec<GroupStatus>,
     /// What is remembered.
     pub cache: CacheStatus,
+    /// The names that it answers by itself.
+    pub names: NamesStatus,
     /// Packets by what the kernel program did with them and why.
     pub kernel: BTreeMap<String, u64>,
     /// The DNS service's counters.
@@ -135,6 +137,73 @@ pub struct GroupStatus {
     pub state: String,
     /// The URLs of its upstreams.
     pub upstreams: Vec<String>,
+}
+
+/// The names that the daemon answers by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamesStatus {
+    /// Names with configured records or from hosts files, those that their addresses lead back from included.
+    pub names: u64,
+    /// Hosts files, by path.
+    pub hosts: Vec<String>,
+    /// Queries that were answered so, special-use names included.
+    pub answered: u64,
+}
+
+/// A question to be answered as a client's would be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Question {
+    /// The name, with or without its final dot.
+    pub name: String,
+    /// The type, such as `AAAA` or `TYPE65`.
+    #[serde(rename = "type", default = "Question::usual_type")]
+    pub qtype: String,
+    /// As one that came over TCP.
+    #[serde(default)]
+    pub tcp: bool,
+    /// With DNSSEC records (DO).
+    #[serde(default)]
+    pub dnssec_ok: bool,
+    /// Without validation by upstreams (CD).
+    #[serde(default)]
+    pub checking_disabled: bool,
+}
+
+impl Question {
+    fn usual_type() -> String {
+        "A".to_owned()
+    }
+}
+
+/// An answer, and how it came about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answered {
+    /// The message in wire form (RFC 1035 §4), in Base64.
+    pub message: String,
+    /// What it says, such as `NOERROR`.
+    pub rcode: String,
+    /// The step that it is from, as an index; none where it is an error of the daemon's own making.
+    pub decisive: Option<usize>,
+    /// What was done, in the order in which it began.
+    pub steps: Vec<QueryStep>,
+    /// How long it took.
+    pub microseconds: u64,
+}
+
+/// One thing that was done for a query.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueryStep {
+    /// Who did it: `records`, `memory`, …, or an upstream's URL.
+    pub who: String,
+    /// By which transport; none where nobody else was asked.
+    pub transport: Option<String>,
+    /// When it began, since the query came.
+    pub began_microseconds: u64,
+    /// How long it took; none where it had not ended when the query was answered.
+    pub took_microseconds: Option<u64>,
+    /// What came of it.
+    pub outcome: String,
 }
 
 /// What is remembered, and where.

@@ -26,7 +26,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::rules::{Rule, RuleError, RuleId};
 
-use super::model::{CacheStatus, CachedAnswer, Flush, Flushed, RuleStatus, Status};
+use super::model::{
+    Answered, CacheStatus, CachedAnswer, Flush, Flushed, Question, RuleStatus, Status,
+};
 use super::socket::ControlSocket;
 
 /// A request's body in bytes, at most.
@@ -67,6 +69,9 @@ pub trait Backend: Send + Sync + 'static {
         name: &str,
         qtype: Option<&str>,
     ) -> impl Future<Output = Result<Vec<CachedAnswer>, Refusal>> + Send;
+
+    /// Answers a question as a client's.
+    fn query(&self, question: Question) -> impl Future<Output = Result<Answered, Refusal>> + Send;
 
     /// Forgets what `flush` says.
     fn flush(&self, flush: &Flush) -> Result<Flushed, Refusal>;
@@ -165,6 +170,7 @@ fn router<B: Backend>(backend: Arc<B>) -> Router {
         .route("/v1/cache", route(get(cache::<B>)))
         .route("/v1/cache/answers", route(get(cached::<B>)))
         .route("/v1/cache/flush", route(post(flush::<B>)))
+        .route("/v1/query", route(post(query::<B>)))
         .fallback(unknown_route)
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(middleware::from_fn(measure))
@@ -233,6 +239,15 @@ async fn flush<B: Backend>(
     let what: Flush = body(request, "flush").await?;
     let flushed = backend.flush(&what);
     Ok(Json(flushed.map_err(IntoResponse::into_response)?))
+}
+
+async fn query<B: Backend>(
+    State(backend): State<Arc<B>>,
+    request: Request,
+) -> Result<Json<Answered>, Response> {
+    let question: Question = body(request, "question").await?;
+    let answered = backend.query(question).await;
+    Ok(Json(answered.map_err(IntoResponse::into_response)?))
 }
 
 /// The body of `request`, which is to be `what`.
@@ -525,6 +540,10 @@ mod tests {
         }
 
         async fn cached(&self, _: &str, _: Option<&str>) -> Result<Vec<CachedAnswer>, Refusal> {
+            unreachable!()
+        }
+
+        async fn query(&self, _: Question) -> Result<Answered, Refusal> {
             unreachable!()
         }
 

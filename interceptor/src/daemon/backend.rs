@@ -12,12 +12,13 @@ use tracing::info;
 use super::rulebook::ChangeError;
 use super::{Parts, READER_MTU};
 use crate::control::{
-    Backend, CacheStatus, CachedAnswer, Flush, Flushed, GroupStatus, ReaderStatus, Refusal,
-    RuleStatus, Status, TierStatus, UpstreamStatus,
+    Answered, Backend, CacheStatus, CachedAnswer, Flush, Flushed, GroupStatus, NamesStatus,
+    Question, ReaderStatus, Refusal, RuleStatus, Status, TierStatus, UpstreamStatus,
 };
 use crate::dns::cache::{DomainName, Entry, NameError, Qtype, QtypeError, Scope, SharedCounters};
 use crate::dns::clock::Moment;
-use crate::rules::{Rule, RuleId};
+use crate::dns::question;
+use crate::rules::{Rule, RuleId, Transport};
 
 /// The tier that is user space's memory.
 const MEMORY: &str = "memory";
@@ -98,6 +99,13 @@ impl Backend for DaemonBackend {
             upstreams: upstreams.collect(),
             groups: groups.collect(),
             cache: self.cache(),
+            names: NamesStatus {
+                names: self.parts.dns.records().names() as u64,
+                hosts: (self.parts.hosts.iter())
+                    .map(|path| path.to_string_lossy().into_owned())
+                    .collect(),
+                answered: dns.local,
+            },
             kernel: reasons
                 .into_iter()
                 .map(|(reason, packets)| (reason.to_owned(), packets))
@@ -196,6 +204,28 @@ impl Backend for DaemonBackend {
         found
             .await
             .map_err(|error| Refusal::Failed(error.to_string()))
+    }
+
+    async fn query(&self, question: Question) -> Result<Answered, Refusal> {
+        let transport = if question.tcp {
+            Transport::Tcp
+        } else {
+            Transport::Udp
+        };
+        let message = question::message(
+            &question.name,
+            question.qtype.parse()?,
+            question.dnssec_ok,
+            question.checking_disabled,
+        )?;
+        let dns = Arc::clone(&self.parts.dns);
+        let asked = async move { dns.look_up(&message, transport).await };
+        let lookup = self.parts.data_plane.spawn(asked).await;
+        match lookup {
+            Ok(Some(lookup)) => Ok(lookup.into()),
+            Ok(None) => Err(Refusal::Invalid("that is no question".to_owned())),
+            Err(error) => Err(Refusal::Failed(error.to_string())),
+        }
     }
 
     fn flush(&self, flush: &Flush) -> Result<Flushed, Refusal> {

@@ -68,6 +68,11 @@ impl DataPlane {
         }
     }
 
+    /// Where tasks are spawned that are to run on the data plane.
+    pub(super) fn handle(&self) -> Handle {
+        self.runtime.clone()
+    }
+
     /// Has tasks spawned on the data plane for as long as the guard lives.
     pub(super) fn enter(&self) -> EnterGuard<'_> {
         self.runtime.enter()

@@ -15,7 +15,7 @@ use crate::net::{Link, LinkLayer, RouteVia, addresses, routes, wireguard};
 use crate::rules::Transport;
 
 /// Marks our traffic where no tunnel has a mark of its own.
-pub(super) const DEFAULT_MARK: u32 = 0x1ce7;
+pub(crate) const DEFAULT_MARK: u32 = 0x1ce7;
 
 /// Marks our traffic that takes the host's routes, into tunnels if they say so, and must not be taken by our rules.
 const UNBYPASSED_MARK: u32 = 0x1ce8;
