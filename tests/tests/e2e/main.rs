@@ -15,6 +15,8 @@ mod groups;
 mod icmp;
 mod kernel_answers;
 mod lifecycle;
+mod names;
+mod query;
 mod readers;
 mod routes;
 mod routing;

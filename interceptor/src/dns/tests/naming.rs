@@ -14,7 +14,8 @@ async fn a_name_of_ours_is_answered_over_udp_and_tcp_and_nobody_is_asked() {
     let upstream = FakeUpstream::bind().await;
     let server = server(&[upstream.url()]);
     name(&server, &["nas.lan A 192.0.2.5"]);
-    let question = query("nAs.lan.", "A");
+    let mut question = query("nas.lan.", "A");
+    question[14] = b'A';
     let over_udp = ask(&server, &question).await;
     let reply = parse(&over_udp);
     assert!(reply.metadata.authoritative);
