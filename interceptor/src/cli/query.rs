@@ -31,6 +31,7 @@ there is none.";
 const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(super) struct QueryArgs {
     /// The name, or an address to look up in reverse
     #[arg(value_parser = name)]

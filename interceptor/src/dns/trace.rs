@@ -186,10 +186,13 @@ mod tests {
     #[tokio::test]
     async fn what_is_begun_for_a_query_tells_its_trace_wherever_it_runs() {
         let trace = Trace::start();
-        let work = trace
-            .follow(async { carried(async { passed("x", || "y".into()) }.boxed()) })
+        let task = trace
+            .follow(async {
+                let work = async { passed("x", || "y".into()) };
+                tokio::spawn(carried(work.boxed()))
+            })
             .await;
-        tokio::spawn(work).await.unwrap();
+        task.await.unwrap();
         assert_eq!(trace.steps().len(), 1);
     }
 

@@ -307,3 +307,128 @@ fn printable(text: &str) -> String {
     });
     escaped.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::op::Query;
+    use hickory_proto::rr::rdata::{MX, TXT};
+    use hickory_proto::rr::{Name, RecordType};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_reply_is_shown_as_dig_shows_it_with_what_answered_and_why() {
+        let question = Question {
+            name: "www.example".to_owned(),
+            qtype: "A".to_owned(),
+            tcp: false,
+            dnssec_ok: false,
+            checking_disabled: false,
+        };
+        let reply = Reply::read(&message()).unwrap();
+        assert_eq!(
+            reply.text(&question, &answered()),
+            "\
+; <<>> interceptor 0.1.0 <<>> www.example A
+;; ->>HEADER<<- opcode: QUERY, status: NOERROR, id: 7
+;; flags: qr rd ra; QUERY: 1, ANSWER: 1, AUTHORITY: 0, ADDITIONAL: 1
+
+;; OPT PSEUDOSECTION:
+; EDNS: version: 0, flags: do; udp: 1232
+; EDE: 3: (stale)
+
+;; QUESTION SECTION:
+;www.example.\t\tIN\tA
+
+;; ANSWER SECTION:
+www.example.\t300\tIN\tA\t192.0.2.1
+
+;; ANSWERED BY: udp://192.0.2.53 over udp
+;; STEPS:
+;       AT     TOOK  WHO               OVER  OUTCOME
+;  0.02 ms        -  memory            -     nothing fresh
+;  0.04 ms  1.23 ms  udp://192.0.2.53  udp   NOERROR
+;; Query time: 1.30 ms
+;; MSG SIZE  rcvd: 67
+"
+        );
+        assert_eq!(reply.short(), "192.0.2.1\n");
+    }
+
+    #[test]
+    fn json_has_every_section_and_what_answered() {
+        let json = Reply::read(&message()).unwrap().to_json(&answered());
+        assert_eq!(json["rcode"], "NOERROR");
+        assert_eq!(json["answer"][0]["data"], "192.0.2.1");
+        assert_eq!(json["edns"]["extended_errors"][0]["code"], 3);
+        assert_eq!(json["answered_by"], "udp://192.0.2.53 over udp");
+        assert_eq!(json["steps"][1]["took_microseconds"], 1234);
+    }
+
+    #[test]
+    fn data_are_written_as_zone_files_have_them() {
+        let name = Name::from_ascii("MaiL.example.").unwrap();
+        assert_eq!(data(&RData::MX(MX::new(10, name))), "10 MaiL.example.");
+        let txt = TXT::from_bytes(vec![b"two \"words\"", b"\x1b[2J\\"]);
+        assert_eq!(data(&RData::TXT(txt)), r#""two \"words\"" "\027[2J\\""#);
+        assert_eq!(unknown(&[0xde, 0xad]), "\\# 2 DEAD");
+        assert_eq!(unknown(&[]), "\\# 0");
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_reply_is_refused_or_shown_without_control_characters(
+            at in 2usize..67,
+            octet in any::<u8>(),
+        ) {
+            let mut message = message();
+            if let Some(damaged) = message.get_mut(at) {
+                *damaged = octet;
+            }
+            if let Ok(reply) = Reply::read(&message) {
+                let json = reply.to_json(&answered()).to_string();
+                prop_assert!(!json.contains(char::is_control));
+                let short = reply.short();
+                prop_assert!(short.lines().all(|it| !it.contains(char::is_control)));
+            }
+        }
+    }
+
+    fn message() -> Vec<u8> {
+        let name = Name::from_ascii("www.example.").unwrap();
+        let mut message = Message::response(7, hickory_proto::op::OpCode::Query);
+        message.metadata.recursion_desired = true;
+        message.metadata.recursion_available = true;
+        message.add_query(Query::query(name.clone(), RecordType::A));
+        let address = "192.0.2.1".parse().unwrap();
+        message.add_answer(Record::from_rdata(name, 300, RData::A(address)));
+        let mut edns = Edns::new();
+        edns.set_max_payload(1232);
+        edns.set_dnssec_ok(true);
+        let stale = [&3u16.to_be_bytes()[..], b"stale"].concat();
+        (edns.options_mut()).insert(EdnsOption::Unknown(OPTION_EXTENDED_ERROR, stale));
+        message.set_edns(edns);
+        message.to_vec().unwrap()
+    }
+
+    fn answered() -> Answered {
+        let step = |who: &str, over: Option<&str>, began, took, outcome: &str| QueryStep {
+            who: who.to_owned(),
+            transport: over.map(str::to_owned),
+            began_microseconds: began,
+            took_microseconds: Some(took),
+            outcome: outcome.to_owned(),
+        };
+        Answered {
+            message: String::new(),
+            rcode: "NOERROR".to_owned(),
+            decisive: Some(1),
+            steps: vec![
+                step("memory", None, 21, 0, "nothing fresh"),
+                step("udp://192.0.2.53", Some("udp"), 40, 1234, "NOERROR"),
+            ],
+            microseconds: 1300,
+        }
+    }
+}

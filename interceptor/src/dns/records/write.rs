@@ -114,3 +114,45 @@ fn record(reply: &mut Vec<u8>, owner: &[u8], rtype: u16, ttl: u32, data: &[u8]) 
     reply.extend_from_slice(data);
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{DEFAULT_TTL, Entry, Records};
+    use crate::dns::query::Query;
+    use crate::dns::testing;
+    use crate::dns::wire::{Header, Rcode, Scan};
+
+    proptest! {
+        #[test]
+        fn whatever_an_alias_leads_to_the_reply_is_well_formed(
+            at in 0usize..120,
+            octet in any::<u8>(),
+            length in 0usize..120,
+            rcode in 0u16..24,
+            edns in any::<bool>(),
+        ) {
+            let entry: Entry = "www.lan CNAME web.example".parse().unwrap();
+            let records = Records::new(&[entry], &[], &[], false, DEFAULT_TTL);
+            let query = if edns {
+                testing::edns_query("www.lan.", "A", 1232)
+            } else {
+                testing::query("www.lan.", "A")
+            };
+            let query = Query::parse(&query).unwrap();
+            let mut found = testing::reply_of(&testing::edns_query("web.example.", "A", 1232), 3);
+            if let Some(damaged) = found.get_mut(at) {
+                *damaged = octet;
+            }
+            found.truncate(length);
+            let local = records.answer(b"\x03www\x03lan\x00", 1, 1, None).unwrap();
+            let reply = local.reply_with(&query, Rcode(rcode), &found);
+            let header = Header::parse(&reply).unwrap();
+            let scan = Scan::of(&reply, header);
+            prop_assert_eq!(scan.error, None);
+            prop_assert_eq!(header.id, query.id());
+            prop_assert!(edns || scan.opt.is_none());
+        }
+    }
+}
