@@ -189,10 +189,10 @@ mod tests {
         let task = trace
             .follow(async {
                 let work = async { passed("x", || "y".into()) };
-                tokio::spawn(carried(work.boxed()))
+                Some(tokio::spawn(carried(work.boxed())))
             })
             .await;
-        task.await.unwrap();
+        task.unwrap().await.unwrap();
         assert_eq!(trace.steps().len(), 1);
     }
 
