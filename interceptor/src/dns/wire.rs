@@ -232,6 +232,7 @@ impl Opt {
     }
 
     /// This record in `message` without options of `code`; nothing is changed where it has none.
+    #[must_use]
     pub fn without_option(self, message: &mut Cow<'_, [u8]>, code: u16) -> Self {
         let mut end = self.end;
         let mut at = self.start + BARE_OPT_LEN;
