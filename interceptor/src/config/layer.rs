@@ -25,6 +25,7 @@ pub(crate) enum Key {
     DnsParallel,
     DnsFailOn,
     DnsClientSubnet,
+    DnsRandomizeCase,
     DnsAttemptTimeout,
     DnsRounds,
     DnsDeadline,
@@ -149,7 +150,7 @@ impl Layer {
 }
 
 impl Key {
-    pub(crate) const ALL: [Self; 46] = [
+    pub(crate) const ALL: [Self; 47] = [
         Self::TunnelInterfaces,
         Self::TunnelAttach,
         Self::TunnelShare,
@@ -165,6 +166,7 @@ impl Key {
         Self::DnsParallel,
         Self::DnsFailOn,
         Self::DnsClientSubnet,
+        Self::DnsRandomizeCase,
         Self::DnsAttemptTimeout,
         Self::DnsRounds,
         Self::DnsDeadline,
@@ -247,6 +249,7 @@ impl Key {
             Self::DnsParallel => ("dns", "parallel"),
             Self::DnsFailOn => ("dns", "fail_on"),
             Self::DnsClientSubnet => ("dns", "client_subnet"),
+            Self::DnsRandomizeCase => ("dns", "randomize_case"),
             Self::DnsAttemptTimeout => ("dns", "attempt_timeout"),
             Self::DnsRounds => ("dns", "rounds"),
             Self::DnsDeadline => ("dns", "deadline"),

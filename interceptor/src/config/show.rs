@@ -89,6 +89,7 @@ impl Config {
             Key::DnsParallel => parallel(self.dns.strategy),
             Key::DnsFailOn => json!(self.dns.fail_on.names()),
             Key::DnsClientSubnet => json!(self.dns.client_subnet),
+            Key::DnsRandomizeCase => json!(self.dns.randomize_case),
             Key::DnsAttemptTimeout => duration(self.dns.attempt_timeout),
             Key::DnsRounds => json!(self.dns.rounds),
             Key::DnsDeadline => duration(self.dns.deadline),

@@ -36,6 +36,7 @@ upstreams = ["udp://8.8.8.8","udp://8.8.4.4"]
 strategy = "failover"
 fail_on = ["timeout","formerr","servfail","notimp","refused"]
 client_subnet = false
+randomize_case = false
 attempt_timeout = "1s 200ms"
 rounds = 2
 deadline = "5s"
@@ -209,6 +210,7 @@ fn every_key_can_be_set_in_the_environment() {
         .variable("INTERCEPTOR_DNS_PARALLEL", "3")
         .variable("INTERCEPTOR_DNS_FAIL_ON", "timeout, servfail")
         .variable("INTERCEPTOR_DNS_CLIENT_SUBNET", "true")
+        .variable("INTERCEPTOR_DNS_RANDOMIZE_CASE", "on")
         .variable("INTERCEPTOR_DNS_ATTEMPT_TIMEOUT", "300ms")
         .variable("INTERCEPTOR_DNS_ROUNDS", "3")
         .variable("INTERCEPTOR_DNS_DEADLINE", "2.5s")
@@ -406,7 +408,7 @@ const WRONG_FILES: &[(&str, &str)] = &[
     ),
     (
         "[dns]\nsocket = \"x\"",
-        "2:1: unknown key `dns.socket`; known here: upstreams, strategy, parallel, fail_on, client_subnet, attempt_timeout, rounds, deadline",
+        "2:1: unknown key `dns.socket`; known here: upstreams, strategy, parallel, fail_on, client_subnet, randomize_case, attempt_timeout, rounds, deadline",
     ),
     (
         "[tunnel]\ninterfaces = \"wg0\"",
@@ -862,6 +864,7 @@ strategy = "parallel"
 parallel = 3
 fail_on = ["timeout", "servfail"]
 client_subnet = true
+randomize_case = true
 attempt_timeout = "300ms"
 rounds = 3
 deadline = "2.5s"

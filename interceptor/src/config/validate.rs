@@ -244,6 +244,7 @@ impl Merged<'_> {
             strategy: self.strategy()?,
             fail_on: self.fail_on()?,
             client_subnet: self.or(Key::DnsClientSubnet, false, value::boolean)?,
+            randomize_case: self.or(Key::DnsRandomizeCase, false, value::boolean)?,
             groups: groups.into_iter().map(|it| it.config).collect(),
             routes,
             attempt_timeout: attempt_timeout.value,

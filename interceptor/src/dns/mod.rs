@@ -62,6 +62,8 @@ pub struct DnsConfig {
     pub routes: Vec<RouteConfig>,
     /// Whether upstreams are told of a client's network where the client tells it (RFC 7871).
     pub client_subnet: bool,
+    /// Whether upstreams are asked over UDP with names in random letter case, which their replies must repeat.
+    pub randomize_case: bool,
     /// How long one upstream may take before the next is asked as well.
     pub attempt_timeout: Duration,
     /// How often the list of upstreams is gone through.
@@ -116,6 +118,7 @@ impl Default for DnsConfig {
             groups: Vec::new(),
             routes: Vec::new(),
             client_subnet: false,
+            randomize_case: false,
             attempt_timeout: Duration::from_millis(1200),
             rounds: 2,
             deadline: Duration::from_secs(5),

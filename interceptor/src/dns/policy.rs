@@ -59,6 +59,7 @@ impl Policy {
     ) -> Self {
         let mut building = Building {
             timing: timing(config),
+            randomizes_case: config.randomize_case,
             bypass,
             before,
             ids,
@@ -163,6 +164,7 @@ impl RouteIds {
 /// A policy in the making.
 struct Building<'a> {
     timing: Timing,
+    randomizes_case: bool,
     bypass: &'a Bypass,
     before: Option<&'a Policy>,
     ids: &'a mut RouteIds,
@@ -177,12 +179,10 @@ impl Building<'_> {
         let upstreams = keys.iter().map(|key| self.upstream(key)).collect();
         self.policy.ways.push(Way {
             route: self.ids.id(keys),
-            forwarder: Arc::new(Forwarder::new(
-                upstreams,
-                group.strategy,
-                group.fail_on,
-                self.timing,
-            )),
+            forwarder: Arc::new(
+                Forwarder::new(upstreams, group.strategy, group.fail_on, self.timing)
+                    .with_random_case(self.randomizes_case),
+            ),
             group: Arc::clone(&group.name),
             domains: domains.iter().map(ToString::to_string).collect(),
         });

@@ -210,6 +210,7 @@ impl<'a> Query<'a> {
         Request {
             wire: wire.into(),
             question: self.question,
+            is_exact: false,
         }
     }
 
@@ -277,6 +278,8 @@ impl fmt::Display for Query<'_> {
 pub struct Request {
     wire: Bytes,
     question: Question,
+    /// Replies must have the name's letter case as it is here.
+    is_exact: bool,
 }
 
 impl Request {
@@ -309,6 +312,7 @@ impl Request {
         Self {
             wire: wire.into(),
             question: parsed,
+            is_exact: false,
         }
     }
 
@@ -327,7 +331,33 @@ impl Request {
         Self {
             wire: wire.into(),
             question: self.question,
+            is_exact: self.is_exact,
         }
+    }
+
+    /// The same request with the name's letters in random case, which replies must repeat: a forger has to guess it
+    /// (draft-vixie-dnsext-dns0x20).
+    #[must_use]
+    pub fn in_random_case(&self) -> Self {
+        let mut wire = self.wire.to_vec();
+        let range = self.question.range();
+        let name = range.start..range.end.saturating_sub(4);
+        // Length octets are at most 63 and thus no letters.
+        for octet in wire.get_mut(name).unwrap_or_default() {
+            if octet.is_ascii_alphabetic() && rand::random() {
+                *octet ^= 0x20;
+            }
+        }
+        Self {
+            wire: wire.into(),
+            question: self.question,
+            is_exact: true,
+        }
+    }
+
+    /// Whether replies must have the name's letter case as it is here.
+    pub fn is_exact(&self) -> bool {
+        self.is_exact
     }
 
     /// Name, type and class in wire form.
@@ -605,6 +635,24 @@ mod tests {
         assert!(parsed.metadata.authentic_data);
         assert!(parsed.metadata.checking_disabled);
         assert_eq!(request.len(), query.len());
+    }
+
+    #[test]
+    fn random_case_changes_letters_only_and_replies_must_repeat_it() {
+        let query = testing::query("a-long-name-with-many-letters.0.example.", "A");
+        let request = Query::parse(&query).unwrap().request();
+        let random = request.in_random_case();
+        let other = (0..100).map(|_| request.in_random_case());
+        assert!(other.into_iter().any(|it| it != random));
+        let (plain, cased) = (request.with_id(7), random.with_id(7));
+        assert!(plain.eq_ignore_ascii_case(&cased));
+        let repeated = testing::reply_of(&cased, 0);
+        assert!(Reply::parse(&repeated, 7, &random).is_ok());
+        assert!(Reply::parse(&repeated, 7, &request).is_ok());
+        let mut changed = repeated;
+        changed[13] ^= 0x20;
+        assert!(Reply::parse(&changed, 7, &random).is_err());
+        assert!(Reply::parse(&changed, 7, &request).is_ok());
     }
 
     proptest! {

@@ -22,7 +22,7 @@ pub struct Reply {
 impl Reply {
     /// Takes `wire` as the reply to `request`, which was sent with `id`.
     ///
-    /// ID and question must match, letter case aside, and the message must be well-formed to its end
+    /// ID and question must match, letter case aside where it is not random, and the message must be well-formed to its end
     /// (RFC 5452 §9.1).
     pub fn parse(wire: &[u8], id: u16, request: &Request) -> Result<Self, Unusable> {
         let header = Header::parse(wire).ok_or(Unusable::Malformed(WireError::EndsEarly))?;
@@ -40,7 +40,9 @@ impl Reply {
         } = Scan::of(wire, header);
         let question = question.ok_or(Unusable::Question)?;
         let octets = wire.get(question.range()).unwrap_or_default();
-        if !same_question(octets, request.question_octets()) {
+        let asked = request.question_octets();
+        let is_same = same_question(octets, asked) && !(request.is_exact() && octets != asked);
+        if !is_same {
             return Err(Unusable::Question);
         }
         if let Some(error) = error {

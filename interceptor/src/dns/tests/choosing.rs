@@ -305,6 +305,30 @@ async fn upstreams_learn_a_clients_network_only_where_they_are_to() {
     }
 }
 
+#[tokio::test]
+async fn a_reply_in_another_letter_case_than_the_random_one_is_ignored() {
+    let upstream = FakeUpstream::bind().await;
+    let config = DnsConfig {
+        randomize_case: true,
+        ..config(&[upstream.url()])
+    };
+    let server = Server::new(config, Bypass::new(0, None), None);
+    let question = query("www.example.", "A");
+    let script = async {
+        let (asked, client) = upstream.receive().await;
+        let right = reply_of(&asked, 1);
+        let mut forged = reply_of(&asked, 2);
+        forged[13] ^= 0x20;
+        for reply in [forged, right] {
+            upstream.udp.send_to(&reply, client).await.unwrap();
+        }
+    };
+    let (reply, ()) = tokio::join!(ask(&server, &question), script);
+    assert_eq!(parse(&reply).answers.len(), 1);
+    assert_eq!(reply[12..question.len()], question[12..]);
+    assert_eq!(server.counters().upstreams[0].ignored, 1);
+}
+
 /// An upstream that answers every query alike until the test ends.
 struct Scripted {
     address: SocketAddr,

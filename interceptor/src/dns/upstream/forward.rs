@@ -28,6 +28,7 @@ pub(in crate::dns) struct Forwarder {
     order: Order,
     fail_on: FailOn,
     timing: Timing,
+    randomizes_case: bool,
 }
 
 /// How long and how often upstreams are asked.
@@ -61,7 +62,14 @@ impl Forwarder {
             order: Order::new(upstreams, strategy),
             fail_on,
             timing,
+            randomizes_case: false,
         }
+    }
+
+    /// The same, with names in random letter case over UDP.
+    pub(in crate::dns) fn with_random_case(mut self, randomizes_case: bool) -> Self {
+        self.randomizes_case = randomizes_case;
+        self
     }
 
     /// Asks for a client that came by `transport` at `arrived`, and answers before the deadline; at once where every
@@ -268,6 +276,9 @@ impl Forwarder {
         let upstream = &self.order.upstreams()[index];
         let is_retry = transport.is_some();
         let transport = transport.unwrap_or_else(|| upstream.transport());
+        let cased =
+            (self.randomizes_case && transport == Transport::Udp).then(|| request.in_random_case());
+        let request = cased.as_ref().unwrap_or(request);
         let outcome = upstream.exchange(request, transport).await;
         if matches!(&outcome, Ok(reply) if !self.fail_on.contains(reply.rcode())) {
             upstream.did_well();
