@@ -11,7 +11,7 @@ use super::padding;
 use super::reply::Reply;
 use super::wire::{
     BARE_OPT_LEN, Echo, ExtendedError, Flags, HEADER_LEN, Header, MAX_UDP_PAYLOAD, MIN_UDP_PAYLOAD,
-    Opt, Question, Rcode, Scan, WireError, append_opt, put_u16, u16_at,
+    OPTION_COOKIE, Opt, Question, Rcode, Scan, WireError, append_opt, put_u16, u16_at,
 };
 
 /// Zone transfer of changes (RFC 1995).
@@ -211,6 +211,7 @@ impl<'a> Query<'a> {
             wire: wire.into(),
             question: self.question,
             is_exact: false,
+            cookie: None,
         }
     }
 
@@ -280,6 +281,8 @@ pub struct Request {
     question: Question,
     /// Replies must have the name's letter case as it is here.
     is_exact: bool,
+    /// Replies that have a cookie must have this one of ours.
+    cookie: Option<[u8; 8]>,
 }
 
 impl Request {
@@ -313,6 +316,7 @@ impl Request {
             wire: wire.into(),
             question: parsed,
             is_exact: false,
+            cookie: None,
         }
     }
 
@@ -332,6 +336,7 @@ impl Request {
             wire: wire.into(),
             question: self.question,
             is_exact: self.is_exact,
+            cookie: self.cookie,
         }
     }
 
@@ -352,7 +357,39 @@ impl Request {
             wire: wire.into(),
             question: self.question,
             is_exact: true,
+            cookie: self.cookie,
         }
+    }
+
+    /// The same request with our cookie for the upstream and the one that it has given, in place of any other; `None`
+    /// where there is no OPT record at the end that could have them.
+    pub fn with_cookie(&self, ours: [u8; 8], server: &[u8]) -> Option<Self> {
+        let header = Header::parse(&self.wire)?;
+        let opt = Scan::of(&self.wire, header).opt?;
+        if opt.end != self.wire.len() {
+            return None;
+        }
+        let mut wire = Cow::Borrowed(&*self.wire);
+        let opt = opt.without_option(&mut wire, OPTION_COOKIE);
+        let mut wire = wire.into_owned();
+        let length = u16::try_from(ours.len() + server.len()).ok()?;
+        wire.extend_from_slice(&OPTION_COOKIE.to_be_bytes());
+        wire.extend_from_slice(&length.to_be_bytes());
+        wire.extend_from_slice(&ours);
+        wire.extend_from_slice(server);
+        let rdata = wire.len() - opt.start - BARE_OPT_LEN;
+        put_u16(&mut wire, opt.start + BARE_OPT_LEN - 2, rdata as u16);
+        Some(Self {
+            wire: wire.into(),
+            question: self.question,
+            is_exact: self.is_exact,
+            cookie: Some(ours),
+        })
+    }
+
+    /// The cookie of ours that replies must have where they have any.
+    pub fn cookie(&self) -> Option<[u8; 8]> {
+        self.cookie
     }
 
     /// Whether replies must have the name's letter case as it is here.

@@ -1,13 +1,15 @@
 //! What a usable reply of an upstream is, and how it becomes the client's.
 
+use std::borrow::Cow;
+
 use thiserror::Error;
 
 use super::padding;
 use super::query::Request;
 use super::wire::MAX_UDP_PAYLOAD;
 use super::wire::{
-    BARE_OPT_LEN, Flags, Header, Opt, Question, Rcode, Scan, WireError, append_opt, put_u16,
-    set_rcode,
+    BARE_OPT_LEN, Flags, Header, OPTION_COOKIE, Opt, Question, Rcode, Scan, WireError, append_opt,
+    put_u16, set_rcode,
 };
 
 /// A well-formed reply to a request.
@@ -47,6 +49,12 @@ impl Reply {
         }
         if let Some(error) = error {
             return Err(Unusable::Malformed(error));
+        }
+        let cookie = opt.and_then(|opt| opt.option(wire, OPTION_COOKIE));
+        if let (Some(ours), Some(cookie)) = (request.cookie(), cookie)
+            && !(matches!(cookie.len(), 8 | 16..=40) && cookie.starts_with(&ours))
+        {
+            return Err(Unusable::Cookie);
         }
         let mut owned = Vec::with_capacity(wire.len() + BARE_OPT_LEN);
         owned.extend_from_slice(wire);
@@ -92,6 +100,40 @@ impl Reply {
     /// Whether the upstream may have failed because it does not know EDNS (RFC 6891 §7).
     pub(super) fn may_lack_edns(&self) -> bool {
         self.opt.is_none() && matches!(self.rcode(), Rcode::FORMERR | Rcode::NOTIMP)
+    }
+
+    /// The cookie that the upstream has given, where it has.
+    pub(super) fn server_cookie(&self) -> Option<&[u8]> {
+        let cookie = self.opt?.option(&self.wire, OPTION_COOKIE)?;
+        cookie.get(8..).filter(|server| !server.is_empty())
+    }
+
+    /// The same reply without cookies, which are between us and the upstream.
+    #[must_use]
+    pub(super) fn without_cookie(self) -> Self {
+        let mut wire = Cow::Owned(self.wire);
+        let opt = self.opt;
+        let opt = opt.map(|opt| opt.without_option(&mut wire, OPTION_COOKIE));
+        Self {
+            wire: wire.into_owned(),
+            opt,
+            ..self
+        }
+    }
+
+    /// Nothing of the reply but that TCP is to be asked.
+    #[must_use]
+    pub(super) fn into_truncated(mut self) -> Self {
+        let kept = Flags::RESPONSE
+            .with(Flags::RECURSION_DESIRED)
+            .with(Flags::RECURSION_AVAILABLE);
+        self.flags = self.flags.only(kept).with(Flags::TRUNCATED);
+        self.wire.truncate(self.question.end);
+        put_u16(&mut self.wire, 2, self.flags.0);
+        for count_at in [6, 8, 10] {
+            put_u16(&mut self.wire, count_at, 0);
+        }
+        Self { opt: None, ..self }
     }
 
     /// The same reply without padding, which was meant for the upstream's way alone (RFC 7830 §4).
@@ -147,6 +189,9 @@ pub enum Unusable {
     /// The question is another one, or missing.
     #[error("the question does not match")]
     Question,
+    /// The cookie is not ours (RFC 7873 §5.3).
+    #[error("the cookie does not match")]
+    Cookie,
     /// It is not a well-formed message.
     #[error(transparent)]
     Malformed(WireError),

@@ -18,6 +18,9 @@ pub const MIN_UDP_PAYLOAD: u16 = 512;
 /// Octets of an OPT record without options.
 pub const BARE_OPT_LEN: usize = 11;
 
+/// The cookie option (RFC 7873 §4).
+pub const OPTION_COOKIE: u16 = 10;
+
 /// Octets of the longest name (RFC 1035 §3.1).
 pub const MAX_NAME_LEN: usize = 255;
 
@@ -138,6 +141,8 @@ impl Rcode {
     pub const REFUSED: Self = Self(5);
     /// The EDNS version is not supported (RFC 6891 §9).
     pub const BADVERS: Self = Self(16);
+    /// The server's cookie is missing or wrong (RFC 7873 §8).
+    pub const BADCOOKIE: Self = Self(23);
 
     fn upper(self) -> u8 {
         (self.0 >> 4) as u8
@@ -229,6 +234,18 @@ impl Opt {
     /// Offset of the UDP payload size.
     pub fn udp_size_at(self) -> usize {
         self.start + 3
+    }
+
+    /// The data of the first option of `code` in `message`.
+    pub fn option(self, message: &[u8], code: u16) -> Option<&[u8]> {
+        let mut options = message.get(self.start + BARE_OPT_LEN..self.end)?;
+        loop {
+            let end = 4 + usize::from(u16_at(options, 2)?);
+            if u16_at(options, 0)? == code {
+                return options.get(4..end);
+            }
+            options = options.get(end..)?;
+        }
     }
 
     /// This record in `message` without options of `code`; nothing is changed where it has none.

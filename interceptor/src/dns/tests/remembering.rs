@@ -56,7 +56,9 @@ async fn an_upstream_is_asked_the_same_whoever_asks() {
     assert!(!asked.metadata.checking_disabled);
     let edns = asked.edns.unwrap();
     assert_eq!(edns.max_payload(), 1232);
-    assert!(edns.options().as_ref().is_empty());
+    // Our own cookie alone.
+    assert_eq!(edns.options().as_ref().len(), 1);
+    assert!(edns.option(EdnsCode::Cookie).is_some());
     assert!(parse(&reply).edns.is_some());
     let plain = ask(&server, query("www.example.", "A")).await;
     assert!(parse(&plain).edns.is_none());

@@ -1,5 +1,6 @@
 //! Upstreams: the resolvers that queries are forwarded to.
 
+mod cookies;
 mod encrypted;
 mod encrypted_url;
 pub(super) mod forward;

@@ -26,6 +26,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tracing::trace;
 
+use super::cookies::{Cookies, Worth};
 use crate::bypass::{Bypass, BypassSocket};
 use crate::dns::counters::Counter;
 use crate::dns::query::Request;
@@ -52,6 +53,7 @@ const MAX_REPLY: usize = 4096;
 pub(super) struct UdpUpstream {
     remote: SocketAddr,
     bypass: Bypass,
+    cookies: Cookies,
     lanes: Mutex<Lanes>,
     buffers: Arc<Mutex<Buffers>>,
 }
@@ -69,19 +71,44 @@ impl UdpUpstream {
         Self {
             remote,
             bypass,
+            cookies: Cookies::new(),
             lanes: Mutex::default(),
             buffers: Arc::new(Mutex::new(Buffers::new(MAX_REPLY))),
+        }
+    }
+
+    /// Asks with a cookie where the upstream takes one, and waits for the reply; once more where the cookie is not what
+    /// the upstream wants.
+    pub(super) async fn exchange(
+        &self,
+        request: &Request,
+        ignored: &Arc<Counter>,
+    ) -> io::Result<Reply> {
+        let Some(with_cookie) = self.cookies.add(request) else {
+            return self.ask(request, ignored).await;
+        };
+        let reply = self.ask(&with_cookie, ignored).await?;
+        if let Worth::Reply(reply) = self.cookies.judge(reply, false) {
+            return Ok(reply);
+        }
+        Box::pin(self.ask_again(request, ignored)).await
+    }
+
+    async fn ask_again(&self, request: &Request, ignored: &Arc<Counter>) -> io::Result<Reply> {
+        let Some(with_cookie) = self.cookies.add(request) else {
+            return self.ask(request, ignored).await;
+        };
+        let reply = self.ask(&with_cookie, ignored).await?;
+        match self.cookies.judge(reply, true) {
+            Worth::Reply(reply) => Ok(reply),
+            Worth::AskAgain => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 
     /// Asks and waits for the one reply that matches (RFC 5452 §9); others count as `ignored` and end nothing.
     ///
     /// An error that the network reports ends every exchange on its socket: it does not say which of them it is about.
-    pub(super) async fn exchange(
-        &self,
-        request: &Request,
-        ignored: &Arc<Counter>,
-    ) -> io::Result<Reply> {
+    async fn ask(&self, request: &Request, ignored: &Arc<Counter>) -> io::Result<Reply> {
         let exchange = self.begin(request, ignored).await?;
         let is_shared = exchange.is_shared;
         match exchange.await {
