@@ -6,6 +6,7 @@ use super::remembering::{Sink, remembering, remembering_for};
 use super::*;
 use crate::dns::cache::Qtype;
 use crate::dns::records::{DEFAULT_TTL, NamesConfig};
+use crate::dns::{RouteConfig, Target, Via};
 use crate::dns::{question, records::Entry};
 use crate::rules::Transport;
 
@@ -102,6 +103,30 @@ async fn records_take_the_place_of_what_is_remembered_and_others_are_told_to_for
     name(&server, &[]);
     assert_eq!(parse(&ask(&server, &question).await).answers.len(), 1);
     assert_eq!(server.cache().unwrap().hits, 2);
+}
+
+#[tokio::test]
+async fn a_route_goes_before_special_names_and_a_record_before_the_route() {
+    let upstream = FakeUpstream::bind().await;
+    let routed = DnsConfig {
+        routes: vec![RouteConfig {
+            domains: vec!["10.in-addr.arpa".parse().unwrap()],
+            target: Target::Upstreams(vec![upstream.url()]),
+            via: Via::Bypass,
+        }],
+        ..config(&[closed_port()])
+    };
+    let server = Server::new(routed, Bypass::new(0, None), None);
+    name(&server, &["nas.lan A 10.0.0.5"]);
+
+    let ours = parse(&ask(&server, query("5.0.0.10.in-addr.arpa.", "PTR")).await);
+    assert_eq!(ours.answers[0].data.to_string(), "nas.lan.");
+    let special = parse(&ask(&server, query("5.1.168.192.in-addr.arpa.", "PTR")).await);
+    assert_eq!(special.metadata.response_code, ResponseCode::NXDomain);
+    let theirs = query("6.0.0.10.in-addr.arpa.", "A");
+    let (reply, ()) = tokio::join!(ask(&server, &theirs), upstream.answer_once(1));
+    assert_eq!(parse(&reply).answers.len(), 1);
+    assert_eq!(server.counters().local, 2);
 }
 
 #[tokio::test]
