@@ -29,5 +29,7 @@ done
 mkdir /root/dev/pts /root/dev/shm
 mount -t devpts devpts /root/dev/pts
 mount -t tmpfs tmpfs /root/dev/shm
+# By which bash hands wg-quick's tools their input.
+ln -s /proc/self/fd /root/dev/fd
 cp /tests /finish /root/run/
 exec switch_root /root /bin/sh /run/finish
