@@ -24,9 +24,9 @@ const NEEDED: [&str; 4] = ["busybox-static", "kmod", "qemu-system-x86", "xz-util
 
 /// The test binaries that run inside, with the names that choose among their tests; none for all.
 ///
-/// Left out is what has the kernel do nothing that it does not do for others: command lines and files, what upstreams
-/// answer and over what, what is remembered of it in user space. The second reader has its own tests, and those of the
-/// ways through it. All of them twice would take more than an hour.
+/// Left out is what has the kernel do nothing that it does not do for others: command lines and files, messages, TCP
+/// connections, upstreams, memory in user space. The second reader has its own tests, and those of wg-quick through it.
+/// An emulated processor takes seven seconds for a test, and there is a quarter of an hour.
 const SUITES: [(&str, &[&str]); 5] = [
     ("classifier", &[]),
     ("kernel_answers", &[]),
@@ -34,7 +34,7 @@ const SUITES: [(&str, &[&str]); 5] = [
     (
         "e2e",
         &[
-            "answers::",
+            "answers::dig",
             "attaching::",
             "bypass::",
             "device::",
@@ -45,14 +45,13 @@ const SUITES: [(&str, &[&str]); 5] = [
             "readers::",
             "routing::",
             "rules::",
-            "tcp::",
             "tunnel::",
             "ways::",
         ],
     ),
     (
         "e2e_af_xdp",
-        &["answers::dig", "icmp::", "device::", "ways::"],
+        &["answers::dig", "device::", "ways::wg_quick"],
     ),
 ];
 
