@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod dns;
 pub mod doctor;
 pub mod kernel;
+pub mod listen;
 pub mod net;
 pub mod netstack;
 pub mod reader;
