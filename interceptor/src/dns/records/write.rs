@@ -146,7 +146,7 @@ mod tests {
                 *damaged = octet;
             }
             found.truncate(length);
-            let local = records.answer(b"\x03www\x03lan\x00", 1, 1, None).unwrap();
+            let local = records.answer(b"\x03www\x03lan\x00", 1, 1, |_| None).unwrap();
             let reply = local.reply_with(&query, Rcode(rcode), &found);
             let header = Header::parse(&reply).unwrap();
             let scan = Scan::of(&reply, header);
