@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::resource::{Resource, getrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
+use thiserror::Error;
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -27,6 +28,25 @@ pub struct Bypass {
 pub struct BypassSocket {
     socket: UdpSocket,
     _permit: OwnedSemaphorePermit,
+}
+
+/// Why upstream traffic cannot bypass the tunnel as it is to.
+#[derive(Debug, Error)]
+pub enum BypassError {
+    /// There are no sockets.
+    #[error("cannot open a socket")]
+    Socket(#[source] io::Error),
+    /// The process may not set marks.
+    #[error(
+        "bypass.mark: marking upstream traffic with {0:#x} takes CAP_NET_ADMIN; run with it, or leave the mark at \"auto\", \
+         which is none where nothing is intercepted"
+    )]
+    Mark(u32),
+    /// The device is not there, or not for this process.
+    #[error(
+        "bypass.device: upstream traffic cannot be bound to {0}: {1}; name a device that is there"
+    )]
+    Device(String, #[source] io::Error),
 }
 
 impl Bypass {
@@ -121,6 +141,22 @@ impl Bypass {
         TcpSocket::from_std_stream(socket.into())
             .connect(remote)
             .await
+    }
+
+    /// Tries whether sockets can have the mark and the device; fails with what would help.
+    pub fn check(&self) -> Result<(), BypassError> {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP));
+        let socket = socket.map_err(BypassError::Socket)?;
+        let mark = self.mark();
+        if mark != 0 && socket.set_mark(mark).is_err() {
+            return Err(BypassError::Mark(mark));
+        }
+        match &self.device {
+            Some(device) => socket
+                .bind_device(Some(device.as_bytes()))
+                .map_err(|error| BypassError::Device(device.to_string(), error)),
+            None => Ok(()),
+        }
     }
 
     fn socket(&self, remote: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {

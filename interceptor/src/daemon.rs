@@ -4,6 +4,7 @@ mod answers;
 mod backend;
 mod check;
 mod data_plane;
+mod interception;
 mod names;
 mod notify;
 mod routing;
@@ -11,16 +12,17 @@ mod rulebook;
 mod shared_kernel;
 mod taps;
 
+use std::future;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Mutex as AsyncMutex, Notify};
+use tokio::task::spawn_blocking;
 use tokio::time::{self, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -31,42 +33,31 @@ pub(crate) use routing::DEFAULT_MARK;
 
 use crate::bypass::Bypass;
 use crate::config::Config;
-use crate::dns::AnswerSink;
-use crate::kernel::answers::Answers;
-use crate::kernel::{self, Kernel};
-use crate::net::{Link, LinkEvent, LinkWatch, RouteWatch, links};
-use crate::reader::{self, Device, Opened};
-use crate::{control, dns, netstack};
-use answers::KernelAnswers;
+use crate::control::{BindError, ControlSocket};
+use crate::listen::{Inherited, Listeners};
+use crate::service::Service;
+use crate::{control, dns};
 use backend::DaemonBackend;
 use data_plane::{DataPlane, Pulse};
+use interception::{Groundwork, Host, HostEvent, Interception};
 use names::Names;
 use notify::notify;
-use routing::Routing;
-use rulebook::Rulebook;
-use shared_kernel::SharedKernel;
-use taps::Taps;
-
-/// The reader device's MTU in bytes, which holds for clients that reach it by a route.
-const READER_MTU: u16 = 1500;
 
 /// How often what must be done regularly is done.
 const TICK: Duration = Duration::from_secs(2);
 
-/// How often the tunnels' marks are read, of whose change nobody tells.
-const MARKS: Duration = Duration::from_secs(10);
-
-/// Runs until SIGINT, SIGTERM, SIGHUP or SIGQUIT, then answers what is in flight and leaves nothing behind.
+/// Runs until SIGINT, SIGTERM, SIGHUP or SIGQUIT, then answers what is in flight and leaves nothing behind. Listens at the
+/// sockets of `inherited` as well.
 ///
 /// Fails before it has changed anything where the configuration cannot work on this host.
-pub async fn run(config: Config) -> Result<()> {
+pub async fn run(config: Config, inherited: Inherited) -> Result<()> {
     raise_file_limit();
     let mut signals = Signals::new()?;
-    let socket = control::bind(&config.control).await?;
-    let mut daemon = Daemon::start(&config).await?;
+    let socket = control_socket(&config).await?;
+    let mut daemon = Daemon::start(&config, inherited).await?;
     let stop = CancellationToken::new();
     let backend = Arc::new(DaemonBackend::new(daemon.parts.clone()));
-    let serving = tokio::spawn(control::serve(socket, backend, stop.clone()));
+    let serving = socket.map(|socket| tokio::spawn(control::serve(socket, backend, stop.clone())));
     info!(version = env!("CARGO_PKG_VERSION"), "ready");
     notify(&NotifyState::Ready);
 
@@ -78,25 +69,21 @@ pub async fn run(config: Config) -> Result<()> {
         () = signals.next() => warn!("told to stop again; not waiting for what is in flight"),
     }
     stop.cancel();
-    // A panic in the control server is its own; the daemon is down either way.
-    let _ = serving.await;
+    if let Some(serving) = serving {
+        // A panic in the control server is its own; the daemon is down either way.
+        let _ = serving.await;
+    }
     outcome
 }
 
 /// The running parts, shared with the control API.
 #[derive(Clone)]
 struct Parts {
-    kernel: SharedKernel,
-    taps: Arc<AsyncMutex<Taps>>,
-    routing: Arc<AsyncMutex<Routing>>,
-    rulebook: Arc<Rulebook>,
     dns: Arc<dns::Server>,
-    /// The answers that the kernel gives, where there is a kernel half.
-    answers: Option<Arc<Answers>>,
-    netstack: netstack::Handle,
+    listeners: Arc<Mutex<Listeners>>,
     bypass: Bypass,
-    /// The reader device.
-    device: Device,
+    /// What intercepts; none where there are listeners alone.
+    interception: Option<Interception>,
     /// Where queries are answered.
     data_plane: Handle,
     /// The hosts files that are followed.
@@ -104,117 +91,70 @@ struct Parts {
 }
 
 impl Parts {
-    async fn tunnels(&self) -> Vec<Link> {
-        self.taps.lock().await.tapped().cloned().collect()
-    }
-
-    async fn adopt_mark(&self) {
-        let routing = self.routing.lock().await;
-        routing.adopt_mark(&self.tunnels().await).await;
-    }
-
-    /// Brings routes, mark and MTU in line with the host and the rules.
-    async fn review(&self) {
-        let mut routing = self.routing.lock().await;
-        let tunnels = self.tunnels().await;
-        routing.review(&tunnels, &self.rulebook).await;
-        let mut taps = self.taps.lock().await;
-        if let Err(error) = taps.routed_directly(routing.is_direct()) {
-            warn!("{error:#}");
-        }
-        let reader = u32::from(READER_MTU);
-        let mtu = taps.smallest_mtu().map_or(reader, |mtu| mtu.min(reader));
-        self.netstack.set_mtu(mtu as usize);
+    fn listeners(&self) -> MutexGuard<'_, Listeners> {
+        self.listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The daemon while it runs.
 struct Daemon {
-    /// Asks for a review, which runs beside the loop because it may have to wait for others.
-    review: Arc<Notify>,
-    _reviewer: AbortOnDropHandle<()>,
-    _names: AbortOnDropHandle<()>,
     parts: Parts,
-    links: LinkWatch,
-    routes: RouteWatch,
+    _names: AbortOnDropHandle<()>,
+    host: Option<Host>,
     pulse: Pulse,
     _data_plane: DataPlane,
 }
 
 impl Daemon {
-    async fn start(config: &Config) -> Result<Self> {
+    async fn start(config: &Config, inherited: Inherited) -> Result<Self> {
         let data_plane = DataPlane::start().context("cannot start the data plane's thread")?;
-        let opening = reader::open(&config.reader, READER_MTU);
-        let Opened { reader, device } = data_plane.within(opening).await?;
-        let bypass = Bypass::new(
-            config.bypass.mark.unwrap_or(DEFAULT_MARK),
-            config.bypass.device.as_deref(),
-        )
-        .with_unbypassed_mark(routing::unbypassed_mark(config.bypass.mark));
-        let kernel = load_kernel(config, &device, &bypass)?;
-        let rulebook = Rulebook::new(&config.rules, kernel.clone())?;
-        let answers = kernel
-            .with(|kernel| Arc::clone(kernel.answers()))
-            .filter(|answers| answers.capacity() > 0);
-        let sink = answers
-            .clone()
-            .map(|answers| Arc::new(KernelAnswers(answers)) as Arc<dyn AnswerSink>);
-        let (dns, names, netstack) = {
+        let mut listeners = Listeners::new(config.tcp.max_connections);
+        // First of all, because it is what fails most easily, and nothing has been changed then.
+        let listening = {
+            let _guard = data_plane.enter();
+            listeners.prepare(&config.listens, inherited)?
+        };
+        let bypass = bypass(config);
+        let groundwork = if config.intercepts() {
+            Some(Groundwork::lay(config, &data_plane, &bypass).await?)
+        } else {
+            bypass.check()?;
+            None
+        };
+        let sink = groundwork.as_ref().and_then(Groundwork::sink);
+        let (dns, names) = {
             let _guard = data_plane.enter();
             let dns = dns::Server::new(config.dns.clone(), bypass.clone(), sink);
             let names = Names::start(&config.names, Arc::clone(&dns))?;
-            let netstack = netstack::spawn(
-                reader,
-                rulebook.directory(Arc::clone(&dns)),
-                &config.tcp,
-                usize::from(READER_MTU),
-            );
-            (dns, names, netstack)
+            (dns, names)
         };
-
-        // Listening begins before looking, so that nothing is missed in between.
-        let routes = RouteWatch::start().context("cannot follow the host's routes")?;
-        let (present, links) = LinkWatch::start()
-            .await
-            .context("cannot follow the host's interfaces")?;
-        let mut taps = Taps::new(config, kernel.clone(), &device);
-        taps.start(&present)?;
-        if let Some(answers) = &answers {
-            let (entries, mib) = (answers.capacity(), answers.memory() >> 20);
-            info!(entries, mib, "the kernel keeps answers");
+        let (interception, host) = match groundwork {
+            Some(groundwork) => {
+                let host = groundwork
+                    .intercept(config, &data_plane, &bypass, &dns)
+                    .await?;
+                (Some(host.interception().clone()), Some(host))
+            }
+            None => (None, None),
+        };
+        {
+            let _guard = data_plane.enter();
+            let service: Arc<dyn Service> = Arc::clone(&dns) as Arc<dyn Service>;
+            listeners.apply(listening, &service);
         }
-        let routing = Routing::new(config, device.index, bypass.clone(), kernel.clone());
-        let parts = Parts {
-            kernel,
-            taps: Arc::new(AsyncMutex::new(taps)),
-            routing: Arc::new(AsyncMutex::new(routing)),
-            rulebook: Arc::new(rulebook),
-            dns,
-            answers,
-            netstack,
-            bypass,
-            device,
-            data_plane: data_plane.handle(),
-            hosts: config.names.hosts.as_slice().into(),
-        };
-        parts.review().await;
-        kernel::release_unused();
-        let review = Arc::new(Notify::new());
         Ok(Self {
-            _reviewer: AbortOnDropHandle::new(tokio::spawn({
-                let (parts, review) = (parts.clone(), Arc::clone(&review));
-                async move {
-                    loop {
-                        review.notified().await;
-                        parts.review().await;
-                    }
-                }
-            })),
+            parts: Parts {
+                dns,
+                listeners: Arc::new(Mutex::new(listeners)),
+                bypass,
+                interception,
+                data_plane: data_plane.handle(),
+                hosts: config.names.hosts.as_slice().into(),
+            },
             _names: AbortOnDropHandle::new(tokio::spawn(names.follow())),
-            review,
-            parts,
-            links,
-            routes,
+            host,
             pulse: data_plane.pulse(),
             _data_plane: data_plane,
         })
@@ -226,35 +166,16 @@ impl Daemon {
         // A tick tells of the one before it, and one may be late.
         let mut tick = time::interval(watchdog.map_or(TICK, |limit| TICK.min(limit / 4)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut marks = time::interval(MARKS);
         loop {
             tokio::select! {
                 () = signals.next() => {
                     info!("stopping");
                     return Ok(());
                 }
-                ended = self.parts.netstack.ended() => {
-                    ended.context("the reader device failed")?;
-                    bail!("the reader device was closed");
-                }
-                event = self.links.next() => {
-                    let event = event.context("cannot follow the host's interfaces any more")?;
-                    debug!(?event, "link");
-                    if matches!(&event, LinkEvent::Vanished(link) if link.index == self.parts.device.index) {
-                        bail!("the reader device {} was deleted", self.parts.device.name);
+                event = next_event(&mut self.host) => {
+                    if let Some(host) = &self.host {
+                        host.handle(event).await?;
                     }
-                    self.keep_reader_up(&event).await;
-                    if self.parts.taps.lock().await.follow(event) {
-                        self.review.notify_one();
-                    }
-                }
-                changed = self.routes.changed() => {
-                    changed.context("cannot follow the host's routes any more")?;
-                    self.review.notify_one();
-                }
-                _ = marks.tick() => {
-                    let parts = self.parts.clone();
-                    tokio::spawn(async move { parts.adopt_mark().await });
                 }
                 _ = tick.tick() => {
                     if !self.pulse.beats() {
@@ -262,28 +183,19 @@ impl Daemon {
                     } else if watchdog.is_some() {
                         notify(&NotifyState::Watchdog);
                     }
-                    if self.parts.taps.lock().await.retry() {
-                        self.review.notify_one();
+                    if let Some(host) = &self.host {
+                        host.retry().await;
                     }
+                    self.read_certificates_again();
                 }
             }
         }
     }
 
-    /// Brings the reader device up again when somebody has taken it down: what is sent there would be lost.
-    async fn keep_reader_up(&self, event: &LinkEvent) {
-        let LinkEvent::Changed { old, new } = event else {
-            return;
-        };
-        if new.index != self.parts.device.index || !old.up || new.up {
-            return;
-        }
-        match links::bring_up(new.index).await {
-            Ok(()) => warn!("{} was taken down; it is up again", new.name),
-            Err(error) => warn!(
-                "{} was taken down and cannot be brought up: {error}",
-                new.name
-            ),
+    fn read_certificates_again(&self) {
+        let files = self.parts.listeners().certificate_files();
+        if !files.is_empty() {
+            spawn_blocking(move || files.read_again());
         }
     }
 
@@ -291,39 +203,49 @@ impl Daemon {
     /// far ends see nothing of connections that are being finished.
     async fn stop(&self, patience: Duration) {
         let Parts {
-            taps,
-            dns,
-            netstack,
-            ..
+            dns, interception, ..
         } = &self.parts;
-        netstack.drain();
+        self.parts.listeners().stop();
+        if let Some(interception) = interception {
+            interception.netstack.drain();
+        }
         if !dns.drain(patience).await {
             warn!("some queries were not answered in time");
         }
-        netstack.shutdown().await;
-        taps.lock().await.leave();
+        if let Some(interception) = interception {
+            interception.netstack.shutdown().await;
+            interception.taps.lock().await.leave();
+        }
     }
 }
 
-/// Loads the kernel half. Without tunnels it only counts, so that the daemon can do without.
-fn load_kernel(config: &Config, device: &Device, bypass: &Bypass) -> Result<SharedKernel> {
-    // What is not remembered at all is not remembered in the kernel.
-    let answers = if config.dns.cache.enabled {
-        config.kernel_cache
+/// What happens next on the host; nothing ever where nothing is intercepted.
+async fn next_event(host: &mut Option<Host>) -> HostEvent {
+    match host {
+        Some(host) => host.next().await,
+        None => future::pending().await,
+    }
+}
+
+/// How upstream traffic begins. Where nothing is intercepted it carries no mark unasked, because that takes privileges.
+fn bypass(config: &Config) -> Bypass {
+    let asked = config.bypass.mark;
+    let device = config.bypass.device.as_deref();
+    if config.intercepts() {
+        Bypass::new(asked.unwrap_or(DEFAULT_MARK), device)
+            .with_unbypassed_mark(routing::unbypassed_mark(asked))
     } else {
-        0
-    };
-    let loaded = Kernel::load(config.bpf_object.as_deref(), answers).and_then(|mut kernel| {
-        let layer = device.kind.link_layer();
-        kernel.attach_return(&device.name, device.index, layer, config.attach)?;
-        kernel.exempt(bypass.marks())?;
-        Ok(kernel)
-    });
-    match loaded {
-        Ok(kernel) => Ok(SharedKernel::new(kernel)),
-        Err(error) if config.interfaces.is_empty() => {
-            warn!("rules have no counters: {error:#}");
-            Ok(SharedKernel::default())
+        Bypass::new(asked.unwrap_or(0), device)
+    }
+}
+
+/// The control socket; none where there can be none and nobody has asked for it.
+async fn control_socket(config: &Config) -> Result<Option<ControlSocket>, BindError> {
+    match control::bind(&config.control).await {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error @ BindError::System { .. }) if config.is_control_optional => {
+            warn!("nobody can ask this daemon for its status: {error}");
+            Ok(None)
         }
         Err(error) => Err(error),
     }

@@ -83,10 +83,13 @@ impl Point {
 
 /// Examines this host for a daemon with `config`. Changes nothing, and sends nothing to any other host.
 pub async fn examine(config: &Config) -> Vec<Point> {
-    let mut points = kernel::examine();
+    let mut points = Vec::new();
+    if config.intercepts() {
+        points.extend(kernel::examine());
+        points.extend(tunnel::examine(config).await);
+        points.extend(firewall::examine().await);
+    }
     points.push(host::clock());
-    points.extend(tunnel::examine(config).await);
-    points.extend(firewall::examine().await);
     points.extend(resolver::examine(config).await);
     let findings = daemon::check(config).await;
     if findings.is_empty() {

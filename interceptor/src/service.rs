@@ -1,4 +1,4 @@
-//! The service interface: what answers at a virtual address sees datagrams and streams, never packets.
+//! The service interface: what answers at a virtual address or a listener sees datagrams and streams, never packets.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -8,15 +8,23 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::rules::Transport;
 
-/// Something that answers at a virtual address, such as DNS.
+/// Something that answers, such as DNS.
 ///
-/// Both methods are called from the reader's own task and must not block: what takes time is spawned.
+/// They are called from the reader's own task or a listener's and must not block: what takes time is spawned.
 pub trait Service: Send + Sync + 'static {
     /// Takes one UDP datagram; replies go through `responder`, at once or later, any number of times.
     fn datagram(&self, flow: Flow, payload: &[u8], responder: Responder);
 
+    /// Tells the sender of a datagram who is not served so, in no more octets than the datagram has; by default nothing.
+    fn refuse(&self, _payload: &[u8], _responder: &Responder) {}
+
     /// Takes one TCP connection that the client has opened.
     fn stream(&self, flow: Flow, stream: BoxStream);
+
+    /// Takes one connection that nobody between the client and us can read; by default like any other.
+    fn encrypted_stream(&self, flow: Flow, stream: BoxStream) {
+        self.stream(flow, stream);
+    }
 }
 
 /// Tells which service answers where; consulted once per datagram and once per connection.

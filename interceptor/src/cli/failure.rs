@@ -9,6 +9,7 @@ use clap::error::ErrorKind;
 use crate::config;
 use crate::control::BindError;
 use crate::control::client::ClientError;
+use crate::listen::ListenError;
 use crate::rules::RuleError;
 
 /// What went wrong, ready to be told.
@@ -21,9 +22,9 @@ pub(super) struct Failure {
 
 impl Failure {
     pub(super) fn of(error: &anyhow::Error) -> Self {
-        let is_configuration = error
-            .chain()
-            .any(|cause| cause.is::<config::Error>() || cause.is::<RuleError>());
+        let is_configuration = error.chain().any(|cause| {
+            cause.is::<config::Error>() || cause.is::<RuleError>() || cause.is::<ListenError>()
+        });
         Self {
             code: if is_configuration { 2 } else { 1 },
             line: summary(error),
@@ -106,6 +107,7 @@ fn says_everything(error: &(dyn Error + 'static)) -> bool {
         || error.is::<RuleError>()
         || error.is::<BindError>()
         || error.is::<ClientError>()
+        || error.is::<ListenError>()
 }
 
 fn one_line(text: &str) -> String {

@@ -130,6 +130,7 @@ mod tests {
             "--rule=any port 53",
             "--record=nas.lan=192.0.2.1",
             "--hosts=/etc/hosts",
+            "--listen=127.0.0.1:53",
             "--mark=auto",
             "--bypass-device=eth0",
             "--reader=af-xdp",

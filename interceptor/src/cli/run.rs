@@ -4,12 +4,15 @@ use anyhow::Context;
 use tokio::runtime;
 
 use crate::daemon;
+use crate::listen::Inherited;
 
 use super::logging;
 use super::settings::SettingsArgs;
 
 pub(super) fn execute(args: &SettingsArgs) -> anyhow::Result<()> {
-    let config = args.load()?;
+    // It changes the environment, which only a process with one thread may do.
+    let inherited = Inherited::take()?;
+    let config = args.load_with(&inherited)?;
     logging::start(&config.log)?;
     // Packets have a thread of their own; this runtime carries the rest, of which there is little.
     runtime::Builder::new_multi_thread()
@@ -17,5 +20,5 @@ pub(super) fn execute(args: &SettingsArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?
-        .block_on(daemon::run(config))
+        .block_on(daemon::run(config, inherited))
 }

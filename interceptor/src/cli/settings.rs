@@ -6,11 +6,13 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::config::{self, Config, Key, Layer, Sources, TableKind};
+use crate::listen::Inherited;
 
 pub(super) const HELP: &str = "\
-Every setting can also be given in the file and, but for rules, in the environment: --deadline is `deadline` under [dns] and \
+Every setting can also be given in the file and, but for rules and listeners, in the environment: --deadline is `deadline` under [dns] and \
 INTERCEPTOR_DNS_DEADLINE. Flags win over the environment, the environment over the file. Every virtual address has a \
-rule for DNS; --rule adds others, in place of those in the file ([[rule]]); the environment has none.";
+rule for DNS; --rule adds others, in place of those in the file ([[rule]]); the environment has none. With --listen \
+([[listen]]) and neither tunnels, addresses nor rules nothing is intercepted, which takes no privileges.";
 
 #[derive(Args, Debug, Default)]
 pub(super) struct SettingsArgs {
@@ -44,6 +46,10 @@ pub(super) struct SettingsArgs {
     /// Hosts file whose names are answered; can be repeated
     #[arg(long = "hosts", value_name = "FILE")]
     hosts: Vec<String>,
+    /// Answer at an ordinary address too, as 127.0.0.1:53, udp://[::]:53 or tls://192.168.1.1?cert=FILE&key=FILE; can be
+    /// repeated
+    #[arg(long = "listen", value_name = "ADDRESS")]
+    listens: Vec<String>,
 
     /// Socket mark of upstream traffic, or "auto" for the WireGuard device's own
     #[arg(long, value_name = "MARK")]
@@ -135,6 +141,14 @@ impl SettingsArgs {
         Config::load(&sources(self.config.clone(), self.layer()))
     }
 
+    /// The same for a daemon to which a service manager may have passed sockets on.
+    pub(super) fn load_with(&self, inherited: &Inherited) -> Result<Config, config::Error> {
+        Config::load(&Sources {
+            inherits_sockets: !inherited.is_empty(),
+            ..sources(self.config.clone(), self.layer())
+        })
+    }
+
     fn layer(&self) -> Layer {
         let mut layer = Layer::default();
         for (key, flag, texts) in [
@@ -192,6 +206,7 @@ impl SettingsArgs {
         );
         layer.set_item_flags(TableKind::Rule, "--rule", &self.rules);
         layer.set_item_flags(TableKind::Record, "--record", &self.records);
+        layer.set_item_flags(TableKind::Listen, "--listen", &self.listens);
         layer
     }
 }
@@ -202,6 +217,7 @@ pub(super) fn sources(file: Option<PathBuf>, flags: Layer) -> Sources {
         file,
         default_file: PathBuf::from(config::DEFAULT_FILE),
         environment: env::vars_os().collect(),
+        inherits_sockets: false,
         flags,
     }
 }
@@ -221,6 +237,7 @@ mod tests {
             rules: vec!["any udp port 53".to_owned()],
             records: vec!["nas.lan=192.0.2.1".to_owned()],
             hosts: vec!["/etc/hosts".to_owned()],
+            listens: vec!["127.0.0.1".to_owned()],
             mark: Some("0xca6c".to_owned()),
             bypass_device: Some("eth0".to_owned()),
             reader: Some("af-xdp".to_owned()),
@@ -247,6 +264,7 @@ mod tests {
             file: None,
             default_file: PathBuf::from("/nonexistent"),
             environment: Vec::new(),
+            inherits_sockets: false,
             flags: args.layer(),
         };
         let config = Config::load(&sources).unwrap();
@@ -256,6 +274,7 @@ mod tests {
         assert_eq!(rules, ["10.9.9.9 -> dns", "any udp port 53 -> dns"]);
         assert_eq!(config.names.records[0].name.to_string(), "nas.lan.");
         assert_eq!(config.names.hosts, [PathBuf::from("/etc/hosts")]);
+        assert_eq!(config.listens.len(), 1);
         assert_eq!(config.bypass.mark, Some(51820));
         assert_eq!(config.bypass.device.as_deref(), Some("eth0"));
         assert_eq!(config.reader.device.as_deref(), Some("icept7"));

@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::control::{
-    CacheStatus, GroupStatus, InterfaceStatus, NamesStatus, ReaderStatus, Status, UpstreamStatus,
+    CacheStatus, GroupStatus, InterfaceStatus, ListenerStatus, NamesStatus, ReaderStatus, Status,
+    UpstreamStatus,
 };
 
 use super::remote::RemoteArgs;
@@ -40,11 +41,18 @@ fn render(status: &Status) -> String {
         "interceptor {}, pid {}, up {uptime}",
         status.version, status.pid
     );
-    let _ = writeln!(text, "reader       {}", reader(&status.reader));
+    let reader = status.reader.as_ref().map(reader);
+    let nothing = "none: nothing is intercepted".to_owned();
+    let _ = writeln!(text, "reader       {}", reader.unwrap_or(nothing));
     let _ = writeln!(text, "bypass mark  {:#x}", status.bypass_mark);
 
-    section(&mut text, "interfaces", &interfaces(&status.interfaces));
-    section(&mut text, "rules", &rule::table(&status.rules).render("  "));
+    if !status.listeners.is_empty() {
+        section(&mut text, "listeners", &listeners(&status.listeners));
+    }
+    if status.reader.is_some() {
+        section(&mut text, "interfaces", &interfaces(&status.interfaces));
+        section(&mut text, "rules", &rule::table(&status.rules).render("  "));
+    }
     section(&mut text, "upstreams", &upstreams(&status.upstreams));
     if !status.groups.iter().all(is_plain) {
         section(&mut text, "groups", &groups(&status.groups));
@@ -56,7 +64,9 @@ fn render(status: &Status) -> String {
     for (reason, count) in counted {
         kernel.row([reason.clone(), grouped(*count)]);
     }
-    section(&mut text, "kernel", &kernel.render("  "));
+    if status.reader.is_some() {
+        section(&mut text, "kernel", &kernel.render("  "));
+    }
     text
 }
 
@@ -74,6 +84,19 @@ fn reader(reader: &ReaderStatus) -> String {
         grouped(reader.sent),
         grouped(reader.dropped)
     )
+}
+
+fn listeners(listeners: &[ListenerStatus]) -> String {
+    let mut table = Table::new(&["LISTENER", "RECEIVED", "REFUSED", "CLIENTS"], &[1, 2]);
+    for listener in listeners {
+        table.row([
+            listener.url.clone(),
+            grouped(listener.received),
+            grouped(listener.refused),
+            listener.clients.clone(),
+        ]);
+    }
+    table.render("  ")
 }
 
 fn interfaces(interfaces: &[InterfaceStatus]) -> String {
@@ -252,19 +275,49 @@ kernel
         assert!(!text.contains("groups"));
     }
 
+    #[test]
+    fn where_nothing_is_intercepted_the_status_shows_the_listeners_and_no_tunnels() {
+        let text = render(&Status {
+            reader: None,
+            listeners: vec![ListenerStatus {
+                url: "udp://0.0.0.0:53".to_owned(),
+                clients: "private networks".to_owned(),
+                inherited: false,
+                received: 1204,
+                refused: 3,
+                failed_handshakes: 0,
+                evicted: 0,
+                unsent: 0,
+            }],
+            ..status()
+        });
+        assert!(text.contains("\nreader       none: nothing is intercepted\n"));
+        assert!(text.contains(
+            "
+listeners
+  LISTENER          RECEIVED  REFUSED  CLIENTS
+  udp://0.0.0.0:53     1,204        3  private networks
+"
+        ));
+        for absent in ["interfaces", "rules", "kernel"] {
+            assert!(!text.contains(&format!("\n{absent}\n")), "{absent}");
+        }
+    }
+
     fn status() -> Status {
         Status {
             version: "0.1.0".to_owned(),
             pid: 4711,
             uptime_seconds: 3723,
-            reader: ReaderStatus {
+            reader: Some(ReaderStatus {
                 kind: "tun".to_owned(),
                 device: "icept0".to_owned(),
                 mtu: 1500,
                 received: 1204,
                 sent: 1204,
                 dropped: 0,
-            },
+            }),
+            listeners: Vec::new(),
             interfaces: vec![
                 InterfaceStatus {
                     name: "wg0".to_owned(),

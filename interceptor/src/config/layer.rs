@@ -136,6 +136,16 @@ impl Layer {
         self
     }
 
+    /// Whether it says what to intercept or where to listen.
+    pub(super) fn says_where(&self) -> bool {
+        let interfaces = self.get(Key::TunnelInterfaces);
+        interfaces.is_some_and(|it| !matches!(&it.value, Raw::List(items) if items.is_empty()))
+            || self.contains(Key::VirtualAddresses)
+            || [TableKind::Rule, TableKind::Listen]
+                .into_iter()
+                .any(|kind| !self.items(kind).is_empty())
+    }
+
     pub(crate) fn contains(&self, key: Key) -> bool {
         self.values.contains_key(&key)
     }

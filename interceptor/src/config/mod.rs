@@ -3,15 +3,20 @@
 //! Built-in defaults < file < environment (`INTERCEPTOR_SECTION_KEY`) < flags; a list that is set replaces the one
 //! below it. Each source becomes a layer of raw values, the layers are merged, and what remains is validated.
 //!
+//! Where listeners are configured (`[[listen]]`, `--listen`, or sockets that a service manager has passed on) and neither
+//! tunnels nor virtual addresses nor rules, nothing is intercepted: there are no virtual addresses then.
+//!
 //! Rules: every virtual address (`virtual.addresses`) has a rule of its own that gives it to the DNS service, whether
 //! other rules are configured or not. A configured rule (`[[rule]]`, `--rule`) for just that address, without protocol
 //! and port, takes its place; `virtual.addresses = []` leaves the configured rules alone. `--rule` replaces the
 //! file's rules.
 
+mod aliases;
 mod environment;
 mod error;
 mod file;
 mod layer;
+mod listen;
 mod records;
 mod show;
 mod table;
@@ -28,10 +33,12 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::unistd::geteuid;
 use serde::Serialize;
 
 use crate::dns::DnsConfig;
 use crate::dns::records::NamesConfig;
+use crate::listen::Listen;
 use crate::rules::Rule;
 
 pub use error::{Error, Origin};
@@ -41,7 +48,8 @@ pub(crate) use table::TableKind;
 /// Where the configuration file is looked for when none is named.
 pub const DEFAULT_FILE: &str = "/etc/interceptor/interceptor.toml";
 
-/// Where the control socket is when nothing else is said.
+/// Where the control socket is when nothing else is said; for users other than root it is
+/// `interceptor/control.sock` in `XDG_RUNTIME_DIR`, where that is set.
 pub const DEFAULT_SOCKET: &str = "/run/interceptor/control.sock";
 
 /// Where settings come from.
@@ -53,6 +61,8 @@ pub struct Sources {
     pub default_file: PathBuf,
     /// The environment.
     pub environment: Vec<(OsString, OsString)>,
+    /// Whether a service manager has passed sockets on to listen at.
+    pub inherits_sockets: bool,
     /// The flags.
     pub(crate) flags: Layer,
 }
@@ -70,6 +80,8 @@ pub struct Config {
     pub addresses: Vec<IpAddr>,
     /// The rules: one for each virtual address, and those configured.
     pub rules: Vec<Rule>,
+    /// Ordinary sockets to answer at besides.
+    pub listens: Vec<Listen>,
     /// The reader and its device.
     pub reader: ReaderConfig,
     /// How our own traffic avoids the tunnel.
@@ -84,6 +96,9 @@ pub struct Config {
     pub tcp: TcpConfig,
     /// Path of the control socket.
     pub control: PathBuf,
+    /// Whether to do without a control socket where there can be none: nobody has named one, and what is listened at
+    /// works without.
+    pub is_control_optional: bool,
     /// Logging.
     pub log: LogConfig,
     /// A BPF object to load in place of the embedded one (a build with logging, say).
@@ -93,7 +108,12 @@ pub struct Config {
 impl Config {
     /// Reads, merges and validates all sources.
     pub fn load(sources: &Sources) -> Result<Self, Error> {
-        validate::config(&sources.merged()?)
+        validate::config(&sources.merged()?, sources)
+    }
+
+    /// Whether anything is intercepted; otherwise there are listeners alone, which take no privileges.
+    pub fn intercepts(&self) -> bool {
+        !self.rules.is_empty()
     }
 }
 
@@ -102,19 +122,35 @@ impl Sources {
     /// no more is looked at than it takes to know the path.
     pub fn control_socket(&self) -> Result<PathBuf, Error> {
         if self.flags.contains(Key::ControlSocket) {
-            return validate::control_socket(&self.flags);
+            return validate::control_socket(&self.flags, self);
         }
         let environment = environment::layer(&self.environment)?;
         if environment.contains(Key::ControlSocket) {
-            return validate::control_socket(&environment);
+            return validate::control_socket(&environment, self);
         }
-        validate::control_socket(&self.file_layer()?)
+        validate::control_socket(&self.file_layer()?, self)
+    }
+
+    /// Where the control socket is when nothing is said: in the user's own runtime directory where there is one and the
+    /// user is not root.
+    fn default_socket(&self) -> PathBuf {
+        let mut environment = self.environment.iter();
+        let directory = environment.find(|(name, _)| name == "XDG_RUNTIME_DIR");
+        match directory.map(|(_, path)| Path::new(path)) {
+            Some(path) if path.is_absolute() && !geteuid().is_root() => {
+                path.join("interceptor/control.sock")
+            }
+            _ => PathBuf::from(DEFAULT_SOCKET),
+        }
     }
 
     fn merged(&self) -> Result<Layer, Error> {
         let file = self.file_layer()?;
         let environment = environment::layer(&self.environment)?;
-        Ok(file.under(environment).under(self.flags.clone()))
+        let upper = environment.under(self.flags.clone());
+        let others = file.clone().under(upper.clone());
+        let aliases = aliases::layer(&self.environment, &others)?;
+        Ok(file.under(aliases).under(upper))
     }
 
     fn file_layer(&self) -> Result<Layer, Error> {

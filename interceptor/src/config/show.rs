@@ -10,7 +10,7 @@ use crate::dns::{GroupConfig, RouteConfig, SharedCacheConfig, Strategy, Target};
 
 use super::layer::Key;
 use super::table::TableKind;
-use super::{AttachMode, Config, LogFormat, ReaderMode};
+use super::{AttachMode, Config, LogFormat, ReaderMode, listen};
 
 impl Config {
     /// The configuration as the TOML file that says it all.
@@ -156,6 +156,7 @@ impl Config {
             TableKind::Route => self.dns.routes.iter().map(route).collect(),
             TableKind::Record => self.names.records.iter().map(record).collect(),
             TableKind::Rule => self.rules.iter().map(|rule| json!(rule)).collect(),
+            TableKind::Listen => self.listens.iter().map(listen::to_json).collect(),
         }
     }
 }

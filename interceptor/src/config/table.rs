@@ -14,6 +14,7 @@ pub(crate) enum TableKind {
     Route,
     Record,
     Rule,
+    Listen,
 }
 
 /// One item of a kind: a table of the file, or a flag that says the same in one text.
@@ -34,7 +35,13 @@ pub(crate) struct Table {
 }
 
 impl TableKind {
-    pub(crate) const ALL: [Self; 4] = [Self::Group, Self::Route, Self::Record, Self::Rule];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Group,
+        Self::Route,
+        Self::Record,
+        Self::Rule,
+        Self::Listen,
+    ];
 
     pub(crate) fn find(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
@@ -47,6 +54,7 @@ impl TableKind {
             Self::Route => "route",
             Self::Record => "record",
             Self::Rule => "rule",
+            Self::Listen => "listen",
         }
     }
 
@@ -57,6 +65,14 @@ impl TableKind {
             Self::Route => &["domains", "upstreams", "group", "via"],
             Self::Record => &["name", "type", "value", "ttl", "ptr"],
             Self::Rule => &["destination", "protocol", "port", "service"],
+            Self::Listen => &[
+                "address",
+                "protocols",
+                "certificate",
+                "key",
+                "allow",
+                "reuse_port",
+            ],
         }
     }
 

@@ -396,7 +396,7 @@ const WRONG_FILES: &[(&str, &str)] = &[
     (
         "attempts = 2",
         "1:1: unknown section `attempts`; known here: tunnel, virtual, reader, bypass, dns, names, cache, shared_cache, \
-         kernel_cache, tcp, control, log, kernel, group, route, record, rule",
+         kernel_cache, tcp, control, log, kernel, group, route, record, rule, listen",
     ),
     (
         "dns = 3",
@@ -939,6 +939,270 @@ protocol = "icmp"
 service = "echo"
 "#;
 
+#[test]
+fn listeners_alone_intercept_nothing() {
+    let config = Given::file("[[listen]]\naddress = \"127.0.0.1:5353\"")
+        .load()
+        .unwrap();
+    assert!(!config.intercepts());
+    assert!(config.addresses.is_empty());
+    assert!(config.is_control_optional);
+    let again = Given::file(&config.to_toml()).load().unwrap();
+    assert_eq!(again.to_toml(), config.to_toml());
+}
+
+#[test]
+fn inherited_sockets_alone_intercept_nothing_either() {
+    let mut given = Given::nothing();
+    given.inherits_sockets = true;
+    assert!(!given.load().unwrap().intercepts());
+}
+
+#[test]
+fn listeners_beside_something_to_intercept_leave_it_as_it_is() {
+    let listen = "\n[[listen]]\naddress = \"127.0.0.1:5353\"";
+    for (text, expected) in [
+        ("[tunnel]\ninterfaces = [\"wg0\"]", 2),
+        ("[virtual]\naddresses = [\"10.9.9.9\"]", 1),
+        ("[[rule]]\ndestination = \"10.9.9.9\"", 3),
+        ("[virtual]\naddresses = []", 0),
+    ] {
+        let config = Given::file(&format!("{text}{listen}")).load().unwrap();
+        assert_eq!(config.rules.len(), expected, "{text}");
+        assert_eq!(config.listens.len(), 1);
+    }
+}
+
+#[test]
+fn a_listener_is_shown_as_the_table_that_says_it() {
+    let text = "[[listen]]\naddress = \"0.0.0.0\"\nprotocols = [\"udp\"]\nallow = [\"198.51.100.0/24\", \"10.0.0.1\"]";
+    let config = Given::file(text).load().unwrap();
+    assert!(config.to_toml().ends_with(
+        r#"
+[[listen]]
+address = "0.0.0.0:53"
+protocols = ["udp"]
+allow = ["198.51.100.0/24","10.0.0.1/32"]
+reuse_port = false
+"#
+    ));
+}
+
+#[test]
+fn what_is_wrong_with_a_listener_is_told_with_its_place() {
+    for (fields, told) in [
+        (
+            "",
+            "FILE:1:1: listen: `address` is missing; write one such as 127.0.0.1:53",
+        ),
+        (
+            "address = 53",
+            "FILE:2:11: listen.address: expected an address in quotes, found an integer",
+        ),
+        (
+            "adress = \"::1\"",
+            "FILE:2:1: unknown key `listen.adress`; did you mean `listen.address`?",
+        ),
+        (
+            "address = \"::1\"\nprotocols = [\"tls\"]",
+            "FILE:3:14: listen.protocols: `tls` is neither udp nor tcp; for TLS leave out `protocols`",
+        ),
+        (
+            "address = \"::1\"\nprotocols = []",
+            "FILE:1:1: listen: `protocols` names udp, tcp or both",
+        ),
+        (
+            "address = \"::1\"\nprotocols = [\"udp\", \"udp\"]",
+            "FILE:1:1: listen: `protocols` names udp, tcp or both, each once",
+        ),
+        (
+            "address = \"::1\"\nallow = []",
+            "FILE:1:1: listen: `allow` is empty",
+        ),
+        (
+            "address = \"::1\"\nallow = [\"any\", \"lan\"]",
+            "FILE:3:17: listen.allow: `lan` is no network",
+        ),
+        (
+            "address = \"::1\"\ncertificate = \"/nonexistent\"\nkey = \"/nonexistent\"",
+            "FILE:3:15: listen.certificate: cannot read /nonexistent",
+        ),
+        (
+            "address = \"::1\"\ncertificate = \"/proc/self/status\"",
+            "FILE:1:1: listen: a certificate takes its key",
+        ),
+        (
+            "address = \"::1\"\ncertificate = \"/proc/self/status\"\nkey = \"/proc/self/status\"",
+            "FILE:1:1: listen: the server certificate /proc/self/status has no certificate in PEM form",
+        ),
+    ] {
+        let error = Given::file(&format!("[[listen]]\n{fields}")).error();
+        assert!(error.starts_with(told), "{fields}: {error}");
+    }
+}
+
+#[test]
+fn a_place_is_listened_at_once() {
+    let listen = "[[listen]]\naddress = \"127.0.0.1:53\"\n";
+    assert_eq!(
+        Given::file(&format!("{listen}{listen}")).error(),
+        "FILE:3:1: listen: udp://127.0.0.1:53 is there twice (first at FILE:1:1); remove one"
+    );
+}
+
+#[test]
+fn an_upstream_that_is_a_listener_is_a_loop() {
+    for (listen, upstream) in [
+        ("127.0.0.1:53", "udp://127.0.0.1"),
+        ("0.0.0.0:53", "tcp://127.0.0.53"),
+        ("192.0.2.1:5353", "udp://192.0.2.1:5353"),
+    ] {
+        let error = Given::file(&format!(
+            "[dns]\nupstreams = [\"{upstream}\"]\n[[listen]]\naddress = \"{listen}\""
+        ))
+        .error();
+        assert!(
+            error.contains("where this daemon itself listens"),
+            "{error}"
+        );
+    }
+    Given::file("[dns]\nupstreams = [\"udp://127.0.0.1:54\"]\n[[listen]]\naddress = \"0.0.0.0\"")
+        .load()
+        .unwrap();
+}
+
+#[test]
+fn the_environment_of_a_simple_proxy_makes_one() {
+    let config = Given::nothing()
+        .variable("BIND_ADDRESS", "127.0.0.1")
+        .variable("BIND_PORT", "5353")
+        .variable("PROTO", "TCP")
+        .variable("DOT_ADDRESS", "8.8.8.8#dns.google")
+        .variable("DOT_PORT", "8853")
+        .variable("LOG_LEVEL", "WARNING")
+        .load()
+        .unwrap();
+    assert!(!config.intercepts());
+    assert_eq!(config.listens[0].address.to_string(), "127.0.0.1:5353");
+    let places: Vec<String> = config.listens[0]
+        .places()
+        .map(|it| it.to_string())
+        .collect();
+    assert_eq!(places, ["tcp://127.0.0.1:5353"]);
+    assert_eq!(
+        config.dns.upstreams[0].to_string(),
+        "tls://8.8.8.8:8853#dns.google"
+    );
+    assert_eq!(config.log.filter, "warn");
+}
+
+#[test]
+fn a_simple_proxys_names_have_its_defaults() {
+    for (name, value) in [
+        ("BIND_PORT", "53"),
+        ("DOT_ADDRESS", "1.1.1.1"),
+        ("DOT_PORT", "853"),
+    ] {
+        let config = Given::nothing().variable(name, value).load().unwrap();
+        let places: Vec<String> = config.listens[0]
+            .places()
+            .map(|it| it.to_string())
+            .collect();
+        assert_eq!(places, ["udp://0.0.0.0:53", "tcp://0.0.0.0:53"], "{name}");
+        let upstreams: Vec<String> = config
+            .dns
+            .upstreams
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(upstreams.len(), 1, "{name}");
+        assert!(upstreams[0].starts_with("tls://1.1.1.1"), "{upstreams:?}");
+    }
+}
+
+#[test]
+fn a_simple_proxys_names_give_way_to_ours_and_count_only_where_nothing_else_says_where() {
+    let config = Given::nothing()
+        .variable("DOT_ADDRESS", "8.8.8.8")
+        .variable("LOG_LEVEL", "debug")
+        .variable("INTERCEPTOR_DNS_UPSTREAMS", "udp://9.9.9.9")
+        .variable("INTERCEPTOR_LOG_FILTER", "error")
+        .load()
+        .unwrap();
+    assert_eq!(config.dns.upstreams[0].to_string(), "udp://9.9.9.9");
+    assert_eq!(config.log.filter, "error");
+
+    for text in [
+        "[tunnel]\ninterfaces = [\"wg0\"]",
+        "[virtual]\naddresses = [\"10.9.9.9\"]",
+        "[[rule]]\ndestination = \"10.9.9.9\"",
+    ] {
+        let config = Given::file(text)
+            .variable("BIND_ADDRESS", "not even an address")
+            .load()
+            .unwrap();
+        assert!(config.listens.is_empty(), "{text}");
+    }
+    let config = Given::nothing()
+        .variable("LOG_LEVEL", "verbose")
+        .variable("PROTO", "https")
+        .variable("BIND_ADDRESS", "")
+        .load()
+        .unwrap();
+    assert!(config.intercepts());
+}
+
+#[test]
+fn what_is_wrong_with_a_simple_proxys_name_is_told_with_the_name() {
+    for (name, value, told) in [
+        (
+            "BIND_ADDRESS",
+            "eth0",
+            "BIND_ADDRESS: listen.address: `eth0` is no address to listen at",
+        ),
+        (
+            "BIND_PORT",
+            "domain",
+            "BIND_PORT: listen.address: `domain` is no port; ports are 1 to 65535",
+        ),
+        (
+            "BIND_PORT",
+            "0",
+            "BIND_PORT: listen.address: `0` is no port",
+        ),
+        (
+            "PROTO",
+            "sctp",
+            "PROTO: listen.protocols: `sctp` is none of udp, tcp and both",
+        ),
+        (
+            "DOT_ADDRESS",
+            "dns.google",
+            "DOT_ADDRESS: dns.upstreams: `dns.google` is no address of a resolver",
+        ),
+        (
+            "DOT_ADDRESS",
+            "8.8.8.8?pin=x",
+            "DOT_ADDRESS: dns.upstreams: ",
+        ),
+        (
+            "DOT_PORT",
+            "70000",
+            "DOT_PORT: dns.upstreams: `70000` is no port",
+        ),
+        (
+            "LOG_LEVEL",
+            "loud",
+            "LOG_LEVEL: log.filter: `loud` is no log filter",
+        ),
+    ] {
+        // The first of several values counts, and one of the addresses and ports has to be there.
+        let given = Given::nothing().variable(name, value);
+        let error = given.variable("DOT_PORT", "853").error();
+        assert!(error.starts_with(told), "{error}");
+    }
+}
+
 /// Sources, some of them given.
 #[test]
 fn groups_and_routes_are_read_and_written_out_again() {
@@ -1104,6 +1368,7 @@ fn upstreams_that_rules_take_may_be_asked_through_the_tunnel_without_a_bypass() 
 }
 
 struct Given {
+    inherits_sockets: bool,
     directory: TempDir,
     named: Option<PathBuf>,
     default_file: PathBuf,
@@ -1116,6 +1381,7 @@ impl Given {
         let directory = tempfile::tempdir().unwrap();
         let default_file = directory.path().join("default.toml");
         Self {
+            inherits_sockets: false,
             directory,
             named: None,
             default_file,
@@ -1166,6 +1432,7 @@ impl Given {
             file: self.named.clone(),
             default_file: self.default_file.clone(),
             environment: self.environment.clone(),
+            inherits_sockets: self.inherits_sockets,
             flags: self.flags.clone(),
         }
     }

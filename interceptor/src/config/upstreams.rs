@@ -3,12 +3,13 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::dns::cache::DomainName;
 use crate::dns::upstream::UpstreamUrl;
 use crate::dns::{DEFAULT_GROUP, FailOn, GroupConfig, RouteConfig, Strategy, Target, Via};
+use crate::listen::Listen;
 use crate::rules::{Protocol, Rule};
 
 use super::BypassConfig;
@@ -144,6 +145,7 @@ pub(super) fn fail_on(names: &[Sourced<&'static str>]) -> FailOn {
 /// What upstreams must be outside of, lest a query that we forward is intercepted again.
 pub(super) struct Outside<'a> {
     pub(super) addresses: &'a [Sourced<IpAddr>],
+    pub(super) listens: &'a [Sourced<Listen>],
     pub(super) rules: &'a [Sourced<Rule>],
     pub(super) bypass: &'a BypassConfig,
 }
@@ -163,6 +165,14 @@ impl Outside<'_> {
                 "{} is a virtual address (virtual.addresses, {}), where no resolver is; name one outside, such as \
                  udp://8.8.8.8",
                 upstream.value, address.origin
+            );
+            return Err(error(&upstream.origin, key, problem));
+        }
+        let is_at = |listen: &Listen| sockets.iter().any(|socket| arrives(*socket, listen));
+        if let Some(listen) = self.listens.iter().find(|it| is_at(&it.value)) {
+            let problem = format!(
+                "{} is where this daemon itself listens ({}), so queries would come back to us; name another resolver",
+                upstream.value, listen.origin
             );
             return Err(error(&upstream.origin, key, problem));
         }
@@ -187,6 +197,16 @@ impl Outside<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether what is sent to `address` arrives at `listen`, as far as that can be known by looking at both.
+fn arrives(address: SocketAddr, listen: &Listen) -> bool {
+    let at = listen.address;
+    let is_own = at.ip() == address.ip()
+        || at.ip().is_unspecified()
+            && at.is_ipv4() == address.is_ipv4()
+            && address.ip().is_loopback();
+    is_own && at.port() == address.port()
 }
 
 fn route(

@@ -14,6 +14,7 @@ use interceptor_ebpf::answer::MAX_ENTRIES;
 use crate::dns::records::NamesConfig;
 use crate::dns::upstream::UpstreamUrl;
 use crate::dns::{CacheConfig, DnsConfig, FailOn, SharedCacheConfig, Strategy, Via};
+use crate::listen::Listen;
 use crate::rules::{Destination, Protocol, Rule, RuleError, ServiceName};
 
 use super::error::{Error, Origin};
@@ -23,8 +24,8 @@ use super::table::{Item, Table, TableKind};
 use super::upstreams::{self, Outside};
 use super::value::{self, Problem};
 use super::{
-    AttachMode, BypassConfig, Config, DEFAULT_SOCKET, LogConfig, LogFormat, ReaderConfig,
-    ReaderMode, TcpConfig,
+    AttachMode, BypassConfig, Config, LogConfig, LogFormat, ReaderConfig, ReaderMode, Sources,
+    TcpConfig, listen,
 };
 
 const DEFAULT_ADDRESSES: [IpAddr; 2] = [
@@ -53,21 +54,31 @@ const KERNEL_CACHE_SIZES: RangeInclusive<u32> = 16..=1 << 20;
 const MOST_CONNECTIONS: u32 = 100_000;
 const MOST_ROUNDS: u32 = 10;
 
-pub(super) fn config(layer: &Layer) -> Result<Config, Error> {
+pub(super) fn config(layer: &Layer, sources: &Sources) -> Result<Config, Error> {
     let merged = Merged(layer);
     let interfaces = merged.interfaces()?;
     let reader = merged.reader(&interfaces)?;
     let bypass = merged.bypass(&interfaces)?;
-    let addresses = merged.addresses()?;
-    let rules = merged.rules(&addresses)?;
+    let listens = merged.listens()?;
+    let has_listeners = !listens.is_empty() || sources.inherits_sockets;
+    let addresses = merged.addresses(has_listeners)?;
+    let rules = merged.rules(&addresses, &interfaces, has_listeners)?;
     let tcp = merged.tcp()?;
-    let dns = merged.dns(&addresses, &rules, &bypass, &tcp)?;
+    let outside = Outside {
+        addresses: &addresses,
+        listens: &listens,
+        rules: &rules,
+        bypass: &bypass,
+    };
+    let dns = merged.dns(&outside, &tcp)?;
     Ok(Config {
         interfaces: interfaces.into_iter().map(|it| it.value).collect(),
         attach: merged.or(Key::TunnelAttach, AttachMode::Auto, value::attach_mode)?,
         share: merged.or(Key::TunnelShare, false, value::boolean)?,
         addresses: addresses.into_iter().map(|it| it.value).collect(),
+        is_control_optional: rules.is_empty() && !layer.contains(Key::ControlSocket),
         rules: rules.into_iter().map(|it| it.value).collect(),
+        listens: listens.into_iter().map(|it| it.value).collect(),
         reader,
         bypass,
         kernel_cache: merged.or(Key::KernelCacheEntries, MAX_ENTRIES, |raw| {
@@ -76,7 +87,7 @@ pub(super) fn config(layer: &Layer) -> Result<Config, Error> {
         dns,
         names: merged.names()?,
         tcp,
-        control: control_socket(layer)?,
+        control: control_socket(layer, sources)?,
         log: LogConfig {
             filter: merged.or(Key::LogFilter, "info".to_owned(), value::log_filter)?,
             format: merged.or(Key::LogFormat, LogFormat::Text, value::log_format)?,
@@ -85,12 +96,9 @@ pub(super) fn config(layer: &Layer) -> Result<Config, Error> {
     })
 }
 
-pub(super) fn control_socket(layer: &Layer) -> Result<PathBuf, Error> {
-    Merged(layer).or(
-        Key::ControlSocket,
-        PathBuf::from(DEFAULT_SOCKET),
-        value::socket_path,
-    )
+pub(super) fn control_socket(layer: &Layer, sources: &Sources) -> Result<PathBuf, Error> {
+    let default = sources.default_socket();
+    Merged(layer).or(Key::ControlSocket, default, value::socket_path)
 }
 
 struct Merged<'a>(&'a Layer);
@@ -100,12 +108,35 @@ impl Merged<'_> {
         self.list(Key::TunnelInterfaces, &[], value::interface)
     }
 
-    fn addresses(&self) -> Result<Vec<Sourced<IpAddr>>, Error> {
-        self.list(
-            Key::VirtualAddresses,
-            &DEFAULT_ADDRESSES,
-            value::virtual_address,
-        )
+    /// Where there are listeners, virtual addresses are there only for those who ask for anything to be intercepted.
+    fn addresses(&self, has_listeners: bool) -> Result<Vec<Sourced<IpAddr>>, Error> {
+        let listens_only = has_listeners
+            && self.0.items(TableKind::Rule).is_empty()
+            && self.interfaces()?.is_empty();
+        let default: &[IpAddr] = if listens_only {
+            &[]
+        } else {
+            &DEFAULT_ADDRESSES
+        };
+        self.list(Key::VirtualAddresses, default, value::virtual_address)
+    }
+
+    fn listens(&self) -> Result<Vec<Sourced<Listen>>, Error> {
+        let items = self.0.items(TableKind::Listen).iter();
+        let listens = items.map(listen::of_item).collect::<Result<Vec<_>, _>>()?;
+        for (index, later) in listens.iter().enumerate() {
+            for place in later.value.places() {
+                let mut earlier = listens.iter().take(index);
+                if let Some(first) = earlier.find(|it| it.value.places().any(|at| at == place)) {
+                    let problem = format!(
+                        "{place} is there twice (first at {}); remove one",
+                        first.origin
+                    );
+                    return Err(TableKind::Listen.error(&later.origin, problem));
+                }
+            }
+        }
+        Ok(listens)
     }
 
     fn reader(&self, interfaces: &[Sourced<String>]) -> Result<ReaderConfig, Error> {
@@ -154,7 +185,12 @@ impl Merged<'_> {
     }
 
     /// The virtual addresses' own rules, then the configured ones.
-    fn rules(&self, addresses: &[Sourced<IpAddr>]) -> Result<Vec<Sourced<Rule>>, Error> {
+    fn rules(
+        &self,
+        addresses: &[Sourced<IpAddr>],
+        interfaces: &[Sourced<String>],
+        has_listeners: bool,
+    ) -> Result<Vec<Sourced<Rule>>, Error> {
         let configured = self
             .0
             .items(TableKind::Rule)
@@ -194,7 +230,8 @@ impl Merged<'_> {
             })
             .collect();
         rules.extend(configured);
-        if rules.is_empty() {
+        let listens_only = has_listeners && interfaces.is_empty();
+        if rules.is_empty() && !listens_only {
             return Err(Error::Value {
                 origin: self.origin(Key::VirtualAddresses),
                 key: Key::VirtualAddresses.to_string(),
@@ -206,30 +243,19 @@ impl Merged<'_> {
         Ok(rules)
     }
 
-    fn dns(
-        &self,
-        addresses: &[Sourced<IpAddr>],
-        rules: &[Sourced<Rule>],
-        bypass: &BypassConfig,
-        tcp: &TcpConfig,
-    ) -> Result<DnsConfig, Error> {
+    fn dns(&self, outside: &Outside<'_>, tcp: &TcpConfig) -> Result<DnsConfig, Error> {
         let upstreams = self.list(Key::DnsUpstreams, &DEFAULT_UPSTREAMS, value::upstream)?;
         if upstreams.is_empty() {
             let problem = "there must be at least one upstream, such as udp://8.8.8.8";
             let origin = self.origin(Key::DnsUpstreams);
             return Err(Error::value(&origin, Key::DnsUpstreams, problem));
         }
-        let outside = Outside {
-            addresses,
-            rules,
-            bypass,
-        };
         for upstream in &upstreams {
             let key = Key::DnsUpstreams;
             outside.comes_not_back(upstream, &Via::Bypass, &key)?;
         }
         let groups = upstreams::groups(self.0.items(TableKind::Group))?;
-        let routes = upstreams::routes(self.0.items(TableKind::Route), &groups, &outside)?;
+        let routes = upstreams::routes(self.0.items(TableKind::Route), &groups, outside)?;
         let attempt_timeout = self.duration(
             Key::DnsAttemptTimeout,
             Duration::from_millis(1200),

@@ -557,14 +557,15 @@ mod tests {
             version: "0.1.0".to_owned(),
             pid: 7,
             uptime_seconds: 60,
-            reader: ReaderStatus {
+            reader: Some(ReaderStatus {
                 kind: "tun".to_owned(),
                 device: "icept0".to_owned(),
                 mtu: 1500,
                 received: 1,
                 sent: 2,
                 dropped: 0,
-            },
+            }),
+            listeners: Vec::new(),
             interfaces: Vec::new(),
             rules: rules.to_vec(),
             upstreams: Vec::new(),

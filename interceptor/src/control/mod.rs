@@ -21,8 +21,8 @@ mod socket;
 
 pub use model::{
     Answered, CacheStatus, CachedAnswer, Flush, Flushed, GroupStatus, InterfaceState,
-    InterfaceStatus, NamesStatus, QueryStep, Question, ReaderStatus, RuleStatus, Status,
-    TierStatus, UpstreamStatus,
+    InterfaceStatus, ListenerStatus, NamesStatus, QueryStep, Question, ReaderStatus, RuleStatus,
+    Status, TierStatus, UpstreamStatus,
 };
 pub use server::{Backend, Refusal, serve};
 pub use socket::{BindError, ControlSocket, bind, inspect};

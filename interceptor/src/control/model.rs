@@ -16,8 +16,10 @@ pub struct Status {
     pub pid: u32,
     /// How long it has been running.
     pub uptime_seconds: u64,
-    /// How intercepted packets reach it.
-    pub reader: ReaderStatus,
+    /// How intercepted packets reach it; none where nothing is intercepted.
+    pub reader: Option<ReaderStatus>,
+    /// Where it listens.
+    pub listeners: Vec<ListenerStatus>,
     /// The tunnels it taps.
     pub interfaces: Vec<InterfaceStatus>,
     /// Its rules.
@@ -55,6 +57,27 @@ pub struct ReaderStatus {
     pub sent: u64,
     /// Packets that could not go out.
     pub dropped: u64,
+}
+
+/// A place where it listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    /// Its URL, such as `udp://127.0.0.1:53`.
+    pub url: String,
+    /// Who is answered, in words.
+    pub clients: String,
+    /// Whether a service manager has passed its socket on.
+    pub inherited: bool,
+    /// Datagrams or connections that came.
+    pub received: u64,
+    /// Those of clients that are not admitted.
+    pub refused: u64,
+    /// Connections that ended in the TLS handshake.
+    pub failed_handshakes: u64,
+    /// Connections for which another, idle for longest, was closed.
+    pub evicted: u64,
+    /// Replies that the kernel did not take.
+    pub unsent: u64,
 }
 
 /// A tunnel.

@@ -9,15 +9,18 @@ use interceptor_ebpf::Pass;
 use tokio::task::{block_in_place, spawn_blocking};
 use tracing::info;
 
+use super::Parts;
+use super::interception::{Interception, READER_MTU};
 use super::rulebook::ChangeError;
-use super::{Parts, READER_MTU};
 use crate::control::{
-    Answered, Backend, CacheStatus, CachedAnswer, Flush, Flushed, GroupStatus, NamesStatus,
-    Question, ReaderStatus, Refusal, RuleStatus, Status, TierStatus, UpstreamStatus,
+    Answered, Backend, CacheStatus, CachedAnswer, Flush, Flushed, GroupStatus, ListenerStatus,
+    NamesStatus, Question, ReaderStatus, Refusal, RuleStatus, Status, TierStatus, UpstreamStatus,
 };
 use crate::dns::cache::{DomainName, Entry, NameError, Qtype, QtypeError, Scope, SharedCounters};
 use crate::dns::clock::Moment;
 use crate::dns::question;
+use crate::kernel::answers::Answers;
+use crate::listen::ListenerState;
 use crate::rules::{Rule, RuleId, Transport};
 
 /// The tier that is user space's memory.
@@ -43,9 +46,25 @@ impl DaemonBackend {
         }
     }
 
+    fn answers(&self) -> Option<&Answers> {
+        let interception = self.parts.interception.as_ref()?;
+        interception.answers.as_deref()
+    }
+
+    /// What intercepts, for those who want to change it.
+    fn interception(&self) -> Result<Interception, Refusal> {
+        let interception = self.parts.interception.clone();
+        interception.ok_or_else(|| {
+            let reason = "this daemon listens at sockets and intercepts nothing; start it with --interface, --address or \
+                          --rule";
+            Refusal::Conflict(reason.to_owned())
+        })
+    }
+
     /// A rule's status; without the kernel half nothing is counted.
     fn rule_status(&self, id: RuleId, rule: Rule) -> RuleStatus {
-        let counter = self.parts.kernel.with(|kernel| kernel.counter(id));
+        let interception = self.parts.interception.as_ref();
+        let counter = interception.and_then(|it| it.kernel.with(|kernel| kernel.counter(id)));
         let counter = counter.and_then(Result::ok).unwrap_or_default();
         RuleStatus {
             id,
@@ -58,8 +77,14 @@ impl DaemonBackend {
 
 impl Backend for DaemonBackend {
     async fn status(&self) -> Status {
-        let interfaces = self.parts.taps.lock().await.status();
-        let netstack = self.parts.netstack.counters();
+        let interception = self.parts.interception.as_ref();
+        let interfaces = match interception {
+            Some(interception) => interception.taps.lock().await.status(),
+            None => Vec::new(),
+        };
+        let netstack = interception.map(|it| (it.netstack.counters(), &it.device));
+        let kernel = interception.map(|it| &it.kernel);
+        let listeners = self.parts.listeners().states().into_iter();
         let dns = self.parts.dns.counters();
         let upstreams = dns.upstreams.iter().map(|upstream| UpstreamStatus {
             url: upstream.url.clone(),
@@ -78,22 +103,23 @@ impl Backend for DaemonBackend {
             state: group.state.to_string(),
             upstreams: group.upstreams.clone(),
         });
-        let reasons = self.parts.kernel.with(|kernel| kernel.reasons());
+        let reasons = kernel.and_then(|kernel| kernel.with(|kernel| kernel.reasons()));
         let reasons = reasons.and_then(Result::ok).unwrap_or_default();
-        let passes = self.parts.answers.as_ref().map(|it| it.passes());
+        let passes = self.answers().map(|it| it.passes());
         let passes = passes.and_then(Result::ok).unwrap_or_default();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
-            reader: ReaderStatus {
-                kind: self.parts.device.kind.to_string(),
-                device: self.parts.device.name.clone(),
+            reader: netstack.as_ref().map(|(netstack, device)| ReaderStatus {
+                kind: device.kind.to_string(),
+                device: device.name.clone(),
                 mtu: u32::from(READER_MTU),
                 received: netstack.packets_in,
                 sent: netstack.packets_out,
                 dropped: netstack.packets_unsent,
-            },
+            }),
+            listeners: listeners.map(listener_status).collect(),
             interfaces,
             rules: self.rules(),
             upstreams: upstreams.collect(),
@@ -116,23 +142,27 @@ impl Backend for DaemonBackend {
                 )
                 .collect(),
             dns: serde_json::to_value(&dns).unwrap_or_default(),
-            netstack: serde_json::to_value(netstack).unwrap_or_default(),
+            netstack: netstack
+                .and_then(|(netstack, _)| serde_json::to_value(netstack).ok())
+                .unwrap_or_default(),
             bypass_mark: self.parts.bypass.mark(),
         }
     }
 
     fn rules(&self) -> Vec<RuleStatus> {
-        let rules = self.parts.rulebook.rules().into_iter();
+        let interception = self.parts.interception.as_ref();
+        let rules = interception.map(|it| it.rulebook.rules());
+        let rules = rules.into_iter().flatten();
         rules.map(|(id, rule)| self.rule_status(id, rule)).collect()
     }
 
     async fn add_rule(&self, rule: Rule) -> Result<RuleStatus, Refusal> {
-        let parts = self.parts.clone();
+        let interception = self.interception()?;
         let added = rule.clone();
         let id = to_its_end(async move {
-            let id = parts.rulebook.add(added).await?;
+            let id = interception.rulebook.add(added).await?;
             info!(%id, "rule added");
-            parts.review().await;
+            interception.review().await;
             Ok(id)
         })
         .await?;
@@ -140,11 +170,11 @@ impl Backend for DaemonBackend {
     }
 
     async fn remove_rule(&self, id: RuleId) -> Result<RuleStatus, Refusal> {
-        let parts = self.parts.clone();
+        let interception = self.interception()?;
         let rule = to_its_end(async move {
-            let rule = parts.rulebook.remove(id).await?;
+            let rule = interception.rulebook.remove(id).await?;
             info!(%id, "rule removed");
-            parts.review().await;
+            interception.review().await;
             Ok(rule)
         })
         .await?;
@@ -170,7 +200,7 @@ impl Backend for DaemonBackend {
             .map(|(name, count)| (name.to_owned(), count))
             .collect(),
         });
-        let kernel = self.parts.answers.as_ref().map(|answers| TierStatus {
+        let kernel = self.answers().map(|answers| TierStatus {
             name: KERNEL.to_owned(),
             answers: block_in_place(|| answers.count()),
             bytes: answers.memory(),
@@ -251,6 +281,19 @@ fn shared_tier(counters: &SharedCounters) -> TierStatus {
         capacity_bytes: 0,
         state: Some(format!("{}: {}", counters.store, counters.state)),
         counters: numbers.unwrap_or_default(),
+    }
+}
+
+fn listener_status(state: ListenerState) -> ListenerStatus {
+    ListenerStatus {
+        url: state.url,
+        clients: state.clients,
+        inherited: state.is_inherited,
+        received: state.received,
+        refused: state.refused,
+        failed_handshakes: state.failed_handshakes,
+        evicted: state.evicted,
+        unsent: state.unsent,
     }
 }
 

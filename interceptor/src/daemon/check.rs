@@ -7,7 +7,9 @@ use std::path::Path;
 
 use crate::bypass::Bypass;
 use crate::config::{Config, Finding, Level};
-use crate::control;
+
+use crate::control::{self, BindError};
+use crate::dns::upstream::UpstreamUrl;
 use crate::kernel::Capability;
 use crate::net::{Link, NoSuchInterface, links, routes, wireguard};
 use crate::reader::{self, NameError};
@@ -22,10 +24,15 @@ use super::taps;
 /// not go together with the host's routes.
 pub async fn check(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
+    findings.extend(listeners(config));
+    findings.extend(control_socket(config).await);
+    if !config.intercepts() {
+        findings.extend(unintercepted_bypass(config));
+        return findings;
+    }
     findings.extend(privileges(config));
     findings.extend(reader(config).await);
     findings.extend(reader_device(config).await);
-    findings.extend(control_socket(config).await);
     findings.extend(bpf_object(config));
     let mut tunnels = Vec::new();
     for name in &config.interfaces {
@@ -90,6 +97,19 @@ fn warning(text: String) -> Finding {
     }
 }
 
+fn listeners(config: &Config) -> Vec<Finding> {
+    let failed = config.listens.iter().filter_map(|it| it.inspect().err());
+    failed.map(|reason| error(reason.to_string())).collect()
+}
+
+/// What hinders the bypass that was asked for; where nothing is intercepted there is no other.
+fn unintercepted_bypass(config: &Config) -> Option<Finding> {
+    let mark = config.bypass.mark.unwrap_or_default();
+    let bypass = Bypass::new(mark, config.bypass.device.as_deref());
+    let reason = bypass.check().err()?;
+    Some(error(reason.to_string()))
+}
+
 /// Without tunnels the daemon does without BPF, though not without a device.
 fn privileges(config: &Config) -> Option<Finding> {
     let missing = Capability::missing();
@@ -130,7 +150,9 @@ async fn reader_device(config: &Config) -> Option<Finding> {
 
 async fn control_socket(config: &Config) -> Option<Finding> {
     let reason = control::inspect(&config.control).await.err()?;
-    Some(error(reason.to_string()))
+    let is_optional = config.is_control_optional && matches!(reason, BindError::System { .. });
+    let finding = if is_optional { warning } else { error };
+    Some(finding(reason.to_string()))
 }
 
 fn bpf_object(config: &Config) -> Option<Finding> {

@@ -225,6 +225,17 @@ impl Service for Server {
         });
     }
 
+    fn refuse(&self, payload: &[u8], responder: &Responder) {
+        let Ok(query) = Query::parse(payload) else {
+            return;
+        };
+        // Without an extended error, which would make it longer than what was sent.
+        let rcode = Rcode::REFUSED;
+        let wire = query.error_reply(rcode, None);
+        self.shared
+            .send(Answer { wire, rcode }, payload.len(), responder);
+    }
+
     fn stream(&self, flow: Flow, stream: BoxStream) {
         if self.shared.stopping.is_cancelled() {
             return;

@@ -1,10 +1,11 @@
 //! Who is answered at a listener: an open resolver is not made by accident.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use thiserror::Error;
 
 /// Networks of hosts that are not on the internet: RFC 1918, RFC 6598, link-local, loopback, and RFC 4193.
 const PRIVATE: [IpNet; 9] = [
@@ -19,6 +20,24 @@ const PRIVATE: [IpNet; 9] = [
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
 ];
 
+/// Clients that somebody wants to be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Allow {
+    /// Everybody: `any`.
+    Any,
+    /// Networks that are not on the internet: `private`.
+    Private,
+    /// A network, or one host.
+    Network(IpNet),
+}
+
+/// Why a text says of nobody that they are answered.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error(
+    "`{0}` is no network; write one such as 198.51.100.0/24 or 2001:db8::7, or `private`, or `any` for everybody"
+)]
+pub struct AllowError(String);
+
 /// The clients that are answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Access {
@@ -27,34 +46,27 @@ pub struct Access {
 }
 
 impl Access {
-    /// Everybody.
-    pub fn any() -> Self {
-        Self { networks: None }
-    }
-
-    /// Clients in these networks.
-    pub fn only(networks: Vec<IpNet>) -> Self {
+    /// Those who are answered at `address` where `allowed` is what somebody has said of it.
+    ///
+    /// At a public address, and at an unspecified one, private networks and those that are allowed; nobody else is
+    /// without [`Allow::Any`]. At a private address everybody who reaches it, or just those that are allowed.
+    pub fn at(address: IpAddr, allowed: &[Allow]) -> Self {
+        let everybody = Self { networks: None };
+        let is_private = is_private(address);
+        if allowed.contains(&Allow::Any) || is_private && allowed.is_empty() {
+            return everybody;
+        }
+        let mut networks = Vec::new();
+        if !is_private || allowed.contains(&Allow::Private) {
+            networks.extend(PRIVATE);
+        }
+        networks.extend(allowed.iter().filter_map(|allow| match allow {
+            Allow::Network(network) => Some(network.trunc()),
+            Allow::Any | Allow::Private => None,
+        }));
         Self {
             networks: Some(networks),
         }
-    }
-
-    /// What is safe at `address` unless somebody says otherwise: everybody who reaches a private address, and private
-    /// networks at one that is public or unspecified.
-    pub fn usual(address: IpAddr) -> Self {
-        if is_private(address) {
-            return Self::any();
-        }
-        Self::only(PRIVATE.to_vec())
-    }
-
-    /// These clients and those in `networks`.
-    #[must_use]
-    pub fn and(mut self, networks: &[IpNet]) -> Self {
-        if let Some(own) = &mut self.networks {
-            own.extend(networks);
-        }
-        self
     }
 
     /// Whether `client` is answered.
@@ -63,6 +75,33 @@ impl Access {
         match &self.networks {
             None => true,
             Some(networks) => networks.iter().any(|network| network.contains(&client)),
+        }
+    }
+}
+
+impl FromStr for Allow {
+    type Err = AllowError;
+
+    fn from_str(text: &str) -> Result<Self, AllowError> {
+        match text {
+            "any" => return Ok(Self::Any),
+            "private" => return Ok(Self::Private),
+            _ => {}
+        }
+        if let Ok(host) = text.parse::<IpAddr>() {
+            return Ok(Self::Network(host.into()));
+        }
+        let network = text.parse().map_err(|_| AllowError(text.to_owned()))?;
+        Ok(Self::Network(network))
+    }
+}
+
+impl fmt::Display for Allow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("any"),
+            Self::Private => f.write_str("private"),
+            Self::Network(network) => network.fmt(f),
         }
     }
 }
@@ -115,16 +154,31 @@ mod tests {
     #[test]
     fn at_a_private_address_everybody_is_answered() {
         for address in ["127.0.0.1", "192.168.1.1", "fd00::1", "::1", "fe80::1"] {
-            let access = Access::usual(address.parse().unwrap());
+            let access = Access::at(address.parse().unwrap(), &[]);
             assert!(access.admits("203.0.113.9".parse().unwrap()), "{address}");
+        }
+    }
+
+    #[test]
+    fn at_a_private_address_those_who_are_listed_are_answered_and_nobody_else() {
+        let access = Access::at(
+            "10.0.0.1".parse().unwrap(),
+            &allow("10.0.0.7 192.168.0.0/16"),
+        );
+        for (client, admitted) in [
+            ("10.0.0.7", true),
+            ("10.0.0.8", false),
+            ("192.168.3.4", true),
+            ("127.0.0.1", false),
+        ] {
+            assert_eq!(access.admits(client.parse().unwrap()), admitted, "{client}");
         }
     }
 
     #[test]
     fn at_a_public_or_unspecified_address_only_private_and_listed_clients_are_answered() {
         for address in ["0.0.0.0", "::", "203.0.113.1", "2001:db8::1"] {
-            let access =
-                Access::usual(address.parse().unwrap()).and(&["198.51.100.0/24".parse().unwrap()]);
+            let access = Access::at(address.parse().unwrap(), &allow("198.51.100.9/24"));
             for (client, admitted) in [
                 ("10.1.2.3", true),
                 ("::ffff:10.1.2.3", true),
@@ -143,11 +197,37 @@ mod tests {
     }
 
     #[test]
+    fn everybody_is_answered_at_a_public_address_where_somebody_says_so() {
+        let access = Access::at("203.0.113.1".parse().unwrap(), &allow("any"));
+        assert!(access.admits("198.51.100.7".parse().unwrap()));
+    }
+
+    #[test]
     fn who_is_answered_is_shown_in_words() {
-        let public = Access::usual("0.0.0.0".parse().unwrap());
-        assert_eq!(public.to_string(), "private networks");
-        let listed = public.and(&["198.51.100.0/24".parse().unwrap()]);
-        assert_eq!(listed.to_string(), "private networks and 198.51.100.0/24");
-        assert_eq!(Access::any().to_string(), "everybody");
+        let public = "0.0.0.0".parse().unwrap();
+        for (allowed, shown) in [
+            ("", "private networks"),
+            ("198.51.100.0/24", "private networks and 198.51.100.0/24"),
+            ("any", "everybody"),
+        ] {
+            assert_eq!(Access::at(public, &allow(allowed)).to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn what_is_no_network_is_told_with_what_would_be_one() {
+        for text in ["10.0.0.0/33", "lan", ""] {
+            let error = text.parse::<Allow>().unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("`{text}` is no network")),
+                "{error}"
+            );
+        }
+    }
+
+    fn allow(text: &str) -> Vec<Allow> {
+        text.split_whitespace()
+            .map(|word| word.parse().unwrap())
+            .collect()
     }
 }

@@ -1,112 +1,125 @@
-//! A TCP listener, with a bound on connections.
+//! A listener for connections: DNS over TCP (RFC 7766), and over TLS (RFC 7858) where it has a certificate.
 
 use std::io;
-use std::pin::Pin;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::Socket;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{trace, warn};
 
-use super::Access;
+use super::connections::Connections;
+use super::settings::{SharedSettings, Tally};
 use crate::service::{Flow, Service};
 
 /// How long nothing is accepted where accepting failed, as it does without file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
-pub(super) struct Listener {
+/// How long a client may take for the TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
+pub(super) struct ConnectionListener {
     listener: TcpListener,
-    access: Access,
-    connections: Arc<Semaphore>,
+    settings: Arc<SharedSettings>,
+    connections: Arc<Connections>,
 }
 
-impl Listener {
+impl ConnectionListener {
+    /// A listener at `socket`, which listens and does not block.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
     pub(super) fn new(
         socket: Socket,
-        access: Access,
-        connections: Arc<Semaphore>,
+        settings: Arc<SharedSettings>,
+        connections: Arc<Connections>,
     ) -> io::Result<Self> {
         Ok(Self {
             listener: TcpListener::from_std(socket.into())?,
-            access,
+            settings,
             connections,
         })
     }
 
-    pub(super) async fn serve(self, service: &dyn Service, stop: &CancellationToken) {
+    pub(super) async fn serve(self, service: Arc<dyn Service>, stop: CancellationToken) {
+        let handshakes = TaskTracker::new();
+        let mut is_failing = false;
         loop {
-            let permit = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                permit = Arc::clone(&self.connections).acquire_owned() => permit,
-            };
-            let Ok(permit) = permit else {
-                return;
-            };
             let accepted = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, client)) if self.access.admits(client.ip()) => {
-                    let Ok(server) = stream.local_addr() else {
-                        continue;
-                    };
-                    // Its lack only costs time.
-                    let _ = stream.set_nodelay(true);
-                    let stream = Connection {
-                        stream,
-                        _permit: permit,
-                    };
-                    service.stream(Flow { client, server }, Box::new(stream));
+                Ok((stream, client)) => {
+                    is_failing = false;
+                    self.take(stream, client, &service, &handshakes, &stop);
                 }
-                Ok((_, client)) => trace!(%client, "a client that is not admitted"),
                 Err(error) => {
-                    warn!("cannot accept connections: {error}");
+                    if !is_failing {
+                        warn!("cannot accept connections: {error}");
+                    }
+                    is_failing = true;
                     sleep(PAUSE).await;
                 }
             }
         }
     }
-}
 
-/// A connection with its place among those that are permitted.
-struct Connection {
-    stream: TcpStream,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn take(
+        &self,
+        stream: TcpStream,
+        client: SocketAddr,
+        service: &Arc<dyn Service>,
+        handshakes: &TaskTracker,
+        stop: &CancellationToken,
+    ) {
+        let tally = &self.settings.tally;
+        Tally::add(&tally.received);
+        let settings = self.settings.load();
+        if !settings.access.admits(client.ip()) {
+            Tally::add(&tally.refused);
+            return trace!(%client, "a client that is not admitted");
+        }
+        let Ok(server) = stream.local_addr() else {
+            return;
+        };
+        // Its lack only costs time.
+        let _ = stream.set_nodelay(true);
+        let (stream, has_evicted) = self.connections.admit(stream);
+        if has_evicted {
+            Tally::add(&tally.evicted);
+        }
+        let flow = Flow { client, server };
+        let Some(certificates) = &settings.certificates else {
+            return service.stream(flow, Box::new(stream));
+        };
+        let acceptor = TlsAcceptor::from(certificates.config());
+        let (service, stop) = (Arc::clone(service), stop.clone());
+        let shared = Arc::clone(&self.settings);
+        handshakes.spawn(async move {
+            let handshake = timeout(HANDSHAKE, acceptor.accept(stream));
+            let outcome = tokio::select! {
+                () = stop.cancelled() => return,
+                outcome = handshake => outcome,
+            };
+            match outcome {
+                Ok(Ok(stream)) => service.encrypted_stream(flow, Box::new(stream)),
+                Ok(Err(error)) => {
+                    Tally::add(&shared.tally.failed_handshakes);
+                    trace!(%error, "a TLS handshake failed");
+                }
+                Err(_) => {
+                    Tally::add(&shared.tally.failed_handshakes);
+                    trace!("a TLS handshake took too long");
+                }
+            }
+        });
     }
 }

@@ -1,53 +1,77 @@
 //! A UDP listener. Replies leave from the address that the query was sent to, also where all addresses are listened at.
 
+use std::cell::RefCell;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::cmsg_space;
 use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt,
-    sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, RecvMsg, SockaddrStorage,
+    recvmmsg, sendmsg, setsockopt, sockopt,
 };
 use socket2::Socket;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
+use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, trace};
 
-use super::Access;
+use super::settings::{SharedSettings, Tally};
 use crate::service::{Flow, ReplySink, Responder, Service};
 
-/// The longest datagram that is read, in octets; queries are far shorter.
-const LONGEST: usize = 4096;
+/// Octets of a datagram that are read: one more than the longest query that is looked at, so that what is longer still
+/// is seen to be.
+const LONGEST: usize = 4097;
 
-/// Datagrams taken before others have their turn.
-const BATCH: usize = 64;
+/// Datagrams taken by one system call.
+const BATCH: usize = 16;
 
-/// What the kernel is asked to queue, in octets; it may give less (net.core.rmem_max).
+/// What the kernel is asked to queue, in octets.
 const RECEIVE_BUFFER: usize = 1 << 20;
 
-/// The longest payload that UDP can carry, in octets.
-const PAYLOAD_MAX: usize = 65_507;
+/// The longest reply that is sent to other hosts, in octets: no path fragments it (RFC 9715 §3.2).
+const PAYLOAD_MAX: usize = 1_232;
 
-pub(super) struct Listener {
-    socket: Arc<ListenerSocket>,
-    access: Access,
+/// The longest payload that UDP can carry, in octets; on the host itself nothing is fragmented on the way.
+const LOCAL_PAYLOAD_MAX: usize = 65_507;
+
+thread_local! {
+    /// Where datagrams are read to, by all listeners of a thread in turn.
+    static BUFFERS: RefCell<Vec<[u8; LONGEST]>> = RefCell::new(vec![[0; LONGEST]; BATCH]);
 }
 
-struct ListenerSocket {
-    socket: UdpSocket,
-    local: SocketAddr,
-    /// Replies that the kernel did not take.
-    unsent: AtomicU64,
+pub(super) struct UdpListener {
+    socket: Arc<ReplySocket>,
+    settings: Arc<SharedSettings>,
 }
 
-impl Listener {
-    pub(super) fn new(socket: Socket, local: SocketAddr, access: Access) -> io::Result<Self> {
-        if let Err(error) = socket.set_recv_buffer_size(RECEIVE_BUFFER) {
+/// How many datagrams a system call gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Received {
+    /// As many as it could; there may be more.
+    Full,
+    /// All there were.
+    Drained,
+}
+
+impl UdpListener {
+    /// A listener at `socket`, which is bound to `local` and does not block.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub(super) fn new(
+        socket: Socket,
+        local: SocketAddr,
+        settings: Arc<SharedSettings>,
+    ) -> io::Result<Self> {
+        let enlarged = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)
+            .map_err(io::Error::from)
+            .or_else(|_| socket.set_recv_buffer_size(RECEIVE_BUFFER));
+        if let Err(error) = enlarged {
             debug!(%error, "the receive buffer stays as it is");
         }
         if local.is_ipv6() {
@@ -57,18 +81,17 @@ impl Listener {
         }
         let socket = UdpSocket::from_std(socket.into())?;
         Ok(Self {
-            socket: Arc::new(ListenerSocket {
+            socket: Arc::new(ReplySocket {
                 socket,
                 local,
-                unsent: AtomicU64::new(0),
+                settings: Arc::clone(&settings),
             }),
-            access,
+            settings,
         })
     }
 
-    pub(super) async fn serve(self, service: &dyn Service, stop: &CancellationToken) {
+    pub(super) async fn serve(self, service: Arc<dyn Service>, stop: CancellationToken) {
         let sink: Arc<dyn ReplySink> = Arc::clone(&self.socket) as Arc<dyn ReplySink>;
-        let mut buffer = vec![0; LONGEST];
         loop {
             tokio::select! {
                 biased;
@@ -80,48 +103,93 @@ impl Listener {
                     }
                 }
             }
-            for _ in 0..BATCH {
-                match self.socket.receive(&mut buffer) {
-                    Ok((flow, length)) if self.access.admits(flow.client.ip()) => {
-                        let payload = buffer.get(..length).unwrap_or_default();
-                        service.datagram(flow, payload, Responder::new(flow, Arc::clone(&sink)));
-                    }
-                    Ok((flow, _)) => trace!(?flow, "a client that is not admitted"),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    // What an ICMP error says of an earlier reply, or an interrupted call.
-                    Err(error) => trace!(%error, "no datagram"),
-                }
+            let received = self.socket.receive(|flow, payload| {
+                self.take(&*service, &sink, flow, payload);
+            });
+            match received {
+                Ok(Received::Full) => yield_now().await,
+                Ok(Received::Drained) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // What an ICMP error says of an earlier reply, or an interrupted call.
+                Err(error) => trace!(%error, "no datagram"),
             }
-            tokio::task::yield_now().await;
         }
+    }
+
+    fn take(&self, service: &dyn Service, sink: &Arc<dyn ReplySink>, flow: Flow, payload: &[u8]) {
+        let tally = &self.settings.tally;
+        Tally::add(&tally.received);
+        let responder = Responder::new(flow, Arc::clone(sink));
+        if self.settings.load().access.admits(flow.client.ip()) {
+            return service.datagram(flow, payload, responder);
+        }
+        Tally::add(&tally.refused);
+        trace!(?flow, "a client that is not admitted");
+        service.refuse(payload, &responder);
     }
 }
 
-impl ListenerSocket {
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<(Flow, usize)> {
-        self.socket.try_io(Interest::READABLE, || {
-            let mut control = cmsg_space!(in_pktinfo, in6_pktinfo);
-            let mut parts = [IoSliceMut::new(buffer)];
-            let message = recvmsg::<SockaddrStorage>(
-                self.socket.as_raw_fd(),
-                &mut parts,
-                Some(&mut control),
-                MsgFlags::MSG_DONTWAIT,
-            )?;
-            let client = message.address.as_ref().and_then(socket_address);
-            let client = client.ok_or_else(|| io::Error::other("a datagram without an address"))?;
-            let destination = message.cmsgs()?.find_map(|control| match control {
-                ControlMessageOwned::Ipv4PacketInfo(info) => {
-                    Some(IpAddr::from(info.ipi_addr.s_addr.to_ne_bytes()))
+/// A bound socket that replies leave by.
+struct ReplySocket {
+    socket: UdpSocket,
+    local: SocketAddr,
+    settings: Arc<SharedSettings>,
+}
+
+impl ReplySocket {
+    /// Gives what has arrived, [`BATCH`] datagrams at most, to `take`.
+    fn receive(&self, mut take: impl FnMut(Flow, &[u8])) -> io::Result<Received> {
+        BUFFERS.with_borrow_mut(|buffers| {
+            // The kernel overwrites the lengths in these headers and nix does not restore them, so that they serve once.
+            let control = cmsg_space!(in_pktinfo, in6_pktinfo);
+            let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, Some(control));
+            let mut slices: Vec<[IoSliceMut<'_>; 1]> = buffers
+                .iter_mut()
+                .map(|buffer| [IoSliceMut::new(buffer)])
+                .collect();
+            let mut messages = None;
+            let polled = self.socket.try_io(Interest::READABLE, || {
+                let flags = MsgFlags::MSG_DONTWAIT;
+                let socket = self.socket.as_raw_fd();
+                let received = recvmmsg(socket, &mut headers, slices.iter_mut(), flags, None)?;
+                let received: Vec<_> = received.collect();
+                let is_full = received.len() == BATCH;
+                messages = Some(received);
+                if is_full {
+                    return Ok(());
                 }
-                ControlMessageOwned::Ipv6PacketInfo(info) => {
-                    Some(IpAddr::from(info.ipi6_addr.s6_addr))
-                }
-                _ => None,
+                // Nothing is left, which tokio learns by this error alone; what arrives meanwhile wakes it again.
+                Err(io::ErrorKind::WouldBlock.into())
             });
-            let server = SocketAddr::new(destination.unwrap_or(self.local.ip()), self.local.port());
-            Ok((Flow { client, server }, message.bytes))
+            let Some(messages) = messages else {
+                polled?;
+                return Ok(Received::Drained);
+            };
+            for message in &messages {
+                if let Some(flow) = self.flow(message) {
+                    take(flow, message.iovs().next().unwrap_or_default());
+                }
+            }
+            Ok(match polled {
+                Ok(()) => Received::Full,
+                Err(_) => Received::Drained,
+            })
         })
+    }
+
+    /// Who sent `message` to which of our addresses.
+    fn flow(&self, message: &RecvMsg<'_, '_, SockaddrStorage>) -> Option<Flow> {
+        let client = message.address.as_ref().and_then(socket_address)?;
+        let destination = message.cmsgs().ok()?.find_map(|control| match control {
+            // The address to reply from, which for a broadcast is not the one that it was sent to.
+            ControlMessageOwned::Ipv4PacketInfo(info) => {
+                Some(IpAddr::from(info.ipi_spec_dst.s_addr.to_ne_bytes()))
+            }
+            ControlMessageOwned::Ipv6PacketInfo(info) => Some(IpAddr::from(info.ipi6_addr.s6_addr)),
+            _ => None,
+        });
+        let server = SocketAddr::new(destination.unwrap_or(self.local.ip()), self.local.port());
+        Some(Flow { client, server })
     }
 
     fn transmit(&self, flow: Flow, payload: &[u8]) -> io::Result<()> {
@@ -129,15 +197,11 @@ impl ListenerSocket {
         let parts = [IoSlice::new(payload)];
         let send = |control: &[ControlMessage<'_>]| {
             let socket = self.socket.as_raw_fd();
-            sendmsg(
-                socket,
-                &parts,
-                control,
-                MsgFlags::MSG_DONTWAIT,
-                Some(&client),
-            )
+            let flags = MsgFlags::MSG_DONTWAIT;
+            sendmsg(socket, &parts, control, flags, Some(&client))
         };
         let sent = match flow.server.ip() {
+            _ if !self.local.ip().is_unspecified() => send(&[]),
             IpAddr::V4(server) => send(&[ControlMessage::Ipv4PacketInfo(&in_pktinfo {
                 ipi_ifindex: 0,
                 ipi_spec_dst: in_addr {
@@ -145,6 +209,7 @@ impl ListenerSocket {
                 },
                 ipi_addr: in_addr { s_addr: 0 },
             })]),
+            // A service manager may have made the socket for both families.
             IpAddr::V6(server) => send(&[ControlMessage::Ipv6PacketInfo(&in6_pktinfo {
                 ipi6_addr: in6_addr {
                     s6_addr: server.octets(),
@@ -157,15 +222,18 @@ impl ListenerSocket {
     }
 }
 
-impl ReplySink for ListenerSocket {
+impl ReplySink for ReplySocket {
     fn send(&self, flow: Flow, payload: &[u8]) {
         if let Err(error) = self.transmit(flow, payload) {
-            self.unsent.fetch_add(1, Ordering::Relaxed);
+            Tally::add(&self.settings.tally.unsent);
             trace!(%error, "a reply was not sent");
         }
     }
 
-    fn max_payload(&self, _: Flow) -> usize {
+    fn max_payload(&self, flow: Flow) -> usize {
+        if flow.client.ip().to_canonical().is_loopback() {
+            return LOCAL_PAYLOAD_MAX;
+        }
         PAYLOAD_MAX
     }
 }

@@ -33,6 +33,7 @@ use self::stream::StreamUpstream;
 use self::tcp::TcpDial;
 pub use self::tls::TlsFileError;
 pub(super) use self::tls::{SecureDial, first as first_address};
+pub(crate) use self::tls::{read_certificates, read_key};
 use self::udp::UdpUpstream;
 pub use self::url::{UpstreamUrl, UpstreamUrlError};
 use super::counters::{State, UpstreamCounters, UpstreamMeter};

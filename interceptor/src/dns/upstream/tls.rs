@@ -519,7 +519,7 @@ impl ServerCertVerifier for Verifier {
 fn authorities(path: &Path) -> Result<RootCertStore, TlsFileError> {
     const WHAT: &str = "the CA file";
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(WHAT, path)? {
+    for certificate in read_certificates(WHAT, path)? {
         roots
             .add(certificate)
             .map_err(|error| malformed(WHAT, path, &error))?;
@@ -530,18 +530,26 @@ fn authorities(path: &Path) -> Result<RootCertStore, TlsFileError> {
 fn identity(
     files: &IdentityFiles,
 ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsFileError> {
-    const KEY: &str = "the client key";
-    let chain = certificates("the client certificate", &files.certificate)?;
-    let pem = read(KEY, &files.key)?;
-    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| TlsFileError::Empty {
-        what: KEY,
-        path: files.key.clone(),
-        wanted: "private key",
-    })?;
+    let chain = read_certificates("the client certificate", &files.certificate)?;
+    let key = read_key("the client key", &files.key)?;
     Ok((chain, key))
 }
 
-fn certificates(
+/// The first private key of a file that is to be `what`.
+pub(crate) fn read_key(
+    what: &'static str,
+    path: &Path,
+) -> Result<PrivateKeyDer<'static>, TlsFileError> {
+    let pem = read(what, path)?;
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| TlsFileError::Empty {
+        what,
+        path: path.to_owned(),
+        wanted: "private key",
+    })
+}
+
+/// The certificates of a file that is to be `what`; at least one.
+pub(crate) fn read_certificates(
     what: &'static str,
     path: &Path,
 ) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
