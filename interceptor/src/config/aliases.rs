@@ -36,7 +36,7 @@ pub(super) fn layer(environment: &[(OsString, OsString)], others: &Layer) -> Res
         let origin = upstream.origin.clone();
         layer.set(Key::DnsUpstreams, Raw::List(vec![upstream]), origin);
     }
-    if let Some(level) = aliases.text(LOG_LEVEL, Key::LogFilter)? {
+    if let Some(level) = aliases.text(LOG_LEVEL, &Key::LogFilter)? {
         let filter = Raw::Text(log_filter(&level.value));
         layer.set(Key::LogFilter, filter, level.origin);
     }
@@ -48,7 +48,7 @@ struct Aliases<'a>(&'a [(OsString, OsString)]);
 impl Aliases<'_> {
     fn listen(&self) -> Result<Table, Error> {
         let key = "listen.address";
-        let address = self.text(BIND_ADDRESS, key)?;
+        let address = self.text(BIND_ADDRESS, &key)?;
         let port = self.port(BIND_PORT, key, listen::DNS_PORT)?;
         let (text, origin) = match address {
             Some(address) => (address.value, address.origin),
@@ -74,7 +74,7 @@ impl Aliases<'_> {
 
     fn transports(&self) -> Result<Sourced<Raw>, Error> {
         let key = "listen.protocols";
-        let given = self.text(PROTO, key)?;
+        let given = self.text(PROTO, &key)?;
         let text = given.as_ref().map_or("both", |given| given.value.as_str());
         let transports = match text.to_ascii_lowercase().as_str() {
             "udp" => vec![Transport::Udp],
@@ -124,7 +124,7 @@ impl Aliases<'_> {
     }
 
     fn port(&self, name: &'static str, key: &str, default: u16) -> Result<u16, Error> {
-        let Some(given) = self.text(name, key)? else {
+        let Some(given) = self.text(name, &key)? else {
             return Ok(default);
         };
         match given.value.parse() {
@@ -139,7 +139,7 @@ impl Aliases<'_> {
     fn text(
         &self,
         name: &'static str,
-        key: impl ToString,
+        key: &impl ToString,
     ) -> Result<Option<Sourced<String>>, Error> {
         let Some(value) = self.find(name) else {
             return Ok(None);

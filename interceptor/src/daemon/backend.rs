@@ -105,7 +105,7 @@ impl Backend for DaemonBackend {
         });
         let reasons = kernel.and_then(|kernel| kernel.with(|kernel| kernel.reasons()));
         let reasons = reasons.and_then(Result::ok).unwrap_or_default();
-        let passes = self.answers().map(|it| it.passes());
+        let passes = self.answers().map(Answers::passes);
         let passes = passes.and_then(Result::ok).unwrap_or_default();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -13,6 +13,7 @@ use tracing::trace;
 
 use super::admission::Permit;
 use super::framing::{self, Pushed};
+use super::padding;
 use super::query::Query;
 use super::resolver::Answer;
 use super::server::{Shared, Taken};
@@ -32,12 +33,33 @@ const PROBE: Duration = Duration::from_millis(500);
 /// The longest message that a length field can announce.
 const MAX_MESSAGE: usize = u16::MAX as usize;
 
+/// Octets of which padded replies have a multiple (RFC 8467 §4.1).
+const PADDING_BLOCK: usize = 468;
+
+/// Who can read a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Channel {
+    /// Everybody on the way.
+    Plain,
+    /// Nobody else; lengths are what is left to hide.
+    Encrypted,
+}
+
+impl Channel {
+    fn padded(self, mut answer: Answer, is_wanted: bool) -> Answer {
+        if self == Self::Encrypted && is_wanted {
+            padding::pad(&mut answer.wire, PADDING_BLOCK);
+        }
+        answer
+    }
+}
+
 /// Serves `stream` until the client is done, idle for too long or breaks the framing, or the service stops.
 ///
 /// A client that shuts down its sending side gets all its replies. The idle time runs while nothing is in flight,
 /// and begins anew with a whole message or a reply that moves on, not with single octets. The queries of a client that
 /// resets the connection are given up.
-pub(super) async fn serve(shared: &Shared, client: IpAddr, stream: BoxStream) {
+pub(super) async fn serve(shared: &Shared, client: IpAddr, stream: BoxStream, channel: Channel) {
     let _open = shared.meter.connection();
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut inbound = BytesMut::new();
@@ -62,12 +84,12 @@ pub(super) async fn serve(shared: &Shared, client: IpAddr, stream: BoxStream) {
                 inbound.clear();
                 break;
             }
-            match admit(shared, client, &message) {
+            match admit(shared, client, &message, channel) {
                 Admitted::Now(answer) => {
                     framing::put(&mut outbound, &shared.finish(answer, MAX_MESSAGE));
                 }
                 Admitted::Later(query, permit) => {
-                    in_flight.push(answer(shared, query, permit));
+                    in_flight.push(answer(shared, query, permit, channel));
                 }
                 Admitted::Never => {}
             }
@@ -131,7 +153,7 @@ enum Admitted {
     Never,
 }
 
-fn admit(shared: &Shared, client: IpAddr, message: &[u8]) -> Admitted {
+fn admit(shared: &Shared, client: IpAddr, message: &[u8], channel: Channel) -> Admitted {
     shared.meter.query(Transport::Tcp);
     let query = match shared.take(message) {
         Taken::Query(query) => query,
@@ -139,7 +161,7 @@ fn admit(shared: &Shared, client: IpAddr, message: &[u8]) -> Admitted {
         Taken::Ignored => return Admitted::Never,
     };
     if let Some(answer) = shared.resolver.answer_now(&query) {
-        return Admitted::Now(answer);
+        return Admitted::Now(channel.padded(answer, query.is_padded()));
     }
     match shared.admission.permit(client) {
         Some(permit) => Admitted::Later(query.into_owned(), permit),
@@ -154,10 +176,15 @@ fn admit(shared: &Shared, client: IpAddr, message: &[u8]) -> Admitted {
     }
 }
 
-async fn answer(shared: &Shared, query: Query<'static>, permit: Permit) -> Answer {
+async fn answer(
+    shared: &Shared,
+    query: Query<'static>,
+    permit: Permit,
+    channel: Channel,
+) -> Answer {
     // Its time runs from when it is looked at: a client that does not take its replies holds it up itself.
     let arrived = Instant::now();
     let answer = shared.answer(&query, Transport::Tcp, arrived).await;
     drop(permit);
-    answer
+    channel.padded(answer, query.is_padded())
 }

@@ -7,34 +7,48 @@ const OPTION_PADDING: u16 = 12;
 /// Octets of an option's code and length.
 const OPTION_HEADER: usize = 4;
 
-/// Pads a query to a multiple of `block` octets, in its OPT record or in one that is added.
+/// Pads a message to a multiple of `block` octets, in its OPT record or in one that is added.
 ///
-/// Left as they are: queries whose last record is another one, such as a signature, and those that padding would make
+/// Left as they are: messages whose last record is another one, such as a signature, and those that padding would make
 /// longer than a message can be.
-pub(super) fn pad(query: &mut Vec<u8>, block: usize) {
-    let Some(header) = Header::parse(query) else {
+pub(super) fn pad(message: &mut Vec<u8>, block: usize) {
+    let Some(header) = Header::parse(message) else {
         return;
     };
     let [.., additionals] = header.records;
-    let start = match Scan::of(query, header).opt {
-        Some(opt) if opt.end == query.len() => opt.start,
+    let start = match Scan::of(message, header).opt {
+        Some(opt) if opt.end == message.len() => opt.start,
         None if additionals == 0 => {
-            let start = query.len();
-            append_opt(query, 0, false, None);
+            let start = message.len();
+            append_opt(message, 0, false, None);
             start
         }
         _ => return,
     };
-    strip(query, start);
-    let unpadded = query.len() + OPTION_HEADER;
+    strip(message, start);
+    let unpadded = message.len() + OPTION_HEADER;
     let padded = unpadded.next_multiple_of(block);
     if u16::try_from(padded).is_err() {
         return;
     }
-    query.extend_from_slice(&OPTION_PADDING.to_be_bytes());
-    query.extend_from_slice(&((padded - unpadded) as u16).to_be_bytes());
-    query.resize(padded, 0);
-    set_length(query, start);
+    message.extend_from_slice(&OPTION_PADDING.to_be_bytes());
+    message.extend_from_slice(&((padded - unpadded) as u16).to_be_bytes());
+    message.resize(padded, 0);
+    set_length(message, start);
+}
+
+/// Whether the OPT record between `start` and `end` has padding.
+pub(super) fn is_in(message: &[u8], start: usize, end: usize) -> bool {
+    let mut options = message.get(start + BARE_OPT_LEN..end).unwrap_or_default();
+    while let (Some(code), Some(length)) = (u16_at(options, 0), u16_at(options, 2)) {
+        if code == OPTION_PADDING {
+            return true;
+        }
+        options = options
+            .get(OPTION_HEADER + usize::from(length)..)
+            .unwrap_or_default();
+    }
+    false
 }
 
 /// Removes padding from the OPT record that begins at `start` and ends with the message.

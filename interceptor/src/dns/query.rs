@@ -183,6 +183,12 @@ impl<'a> Query<'a> {
         !has_more
     }
 
+    /// Whether it has padding, so that its reply is to have some too where nobody else can read it (RFC 7830 §4).
+    pub fn is_padded(&self) -> bool {
+        self.opt
+            .is_some_and(|opt| padding::is_in(&self.wire, opt.start, opt.end))
+    }
+
     /// The OPT record, where there is one.
     pub fn opt(&self) -> Option<Opt> {
         self.opt

@@ -1,5 +1,6 @@
 //! The DNS server: takes datagrams and connections from clients, and answers them within bounds.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::admission::Admission;
 use super::answers::AnswerSink;
 use super::cache::{CacheCounters, Entry, Scope, SharedCounters};
 use super::clock::{Clock, Moment};
-use super::connection;
+use super::connection::{self, Channel};
 use super::counters::{Counters, Meter};
 use super::query::{Query, Rejection};
 use super::records::Records;
@@ -237,12 +238,22 @@ impl Service for Server {
     }
 
     fn stream(&self, flow: Flow, stream: BoxStream) {
+        self.serve(flow.client.ip(), stream, Channel::Plain);
+    }
+
+    fn encrypted_stream(&self, flow: Flow, stream: BoxStream) {
+        self.serve(flow.client.ip(), stream, Channel::Encrypted);
+    }
+}
+
+impl Server {
+    fn serve(&self, client: IpAddr, stream: BoxStream, channel: Channel) {
         if self.shared.stopping.is_cancelled() {
             return;
         }
         let shared = Arc::clone(&self.shared);
         self.tasks
-            .spawn(async move { connection::serve(&shared, flow.client.ip(), stream).await });
+            .spawn(async move { connection::serve(&shared, client, stream, channel).await });
     }
 }
 

@@ -200,7 +200,7 @@ impl ReplySocket {
             let flags = MsgFlags::MSG_DONTWAIT;
             sendmsg(socket, &parts, control, flags, Some(&client))
         };
-        let sent = match flow.server.ip() {
+        let outcome = match flow.server.ip() {
             _ if !self.local.ip().is_unspecified() => send(&[]),
             IpAddr::V4(server) => send(&[ControlMessage::Ipv4PacketInfo(&in_pktinfo {
                 ipi_ifindex: 0,
@@ -217,7 +217,7 @@ impl ReplySocket {
                 ipi6_ifindex: 0,
             })]),
         };
-        sent?;
+        outcome?;
         Ok(())
     }
 }

@@ -15,6 +15,7 @@ mod groups;
 mod icmp;
 mod kernel_answers;
 mod lifecycle;
+mod listen;
 mod names;
 mod query;
 mod readers;
