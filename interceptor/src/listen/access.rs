@@ -43,18 +43,22 @@ pub struct AllowError(String);
 pub struct Access {
     /// None is everybody.
     networks: Option<Vec<IpNet>>,
+    /// Whether the host itself is answered, which asks from the address that it asks at.
+    includes_host: bool,
 }
 
 impl Access {
     /// Those who are answered at `address` where `allowed` is what somebody has said of it.
     ///
-    /// At a public address, and at an unspecified one, private networks and those that are allowed; nobody else is
-    /// without [`Allow::Any`]. At a private address everybody who reaches it, or just those that are allowed.
+    /// At a public address, and at an unspecified one, the host itself, private networks and those that are allowed; nobody
+    /// else is without [`Allow::Any`]. At a private address everybody who reaches it, or just those that are allowed.
     pub fn at(address: IpAddr, allowed: &[Allow]) -> Self {
-        let everybody = Self { networks: None };
         let is_private = is_private(address);
         if allowed.contains(&Allow::Any) || is_private && allowed.is_empty() {
-            return everybody;
+            return Self {
+                networks: None,
+                includes_host: true,
+            };
         }
         let mut networks = Vec::new();
         if !is_private || allowed.contains(&Allow::Private) {
@@ -66,12 +70,17 @@ impl Access {
         }));
         Self {
             networks: Some(networks),
+            includes_host: !is_private,
         }
     }
 
-    /// Whether `client` is answered.
-    pub fn admits(&self, client: IpAddr) -> bool {
+    /// Whether `client` is answered at the address `server`. Nobody else can send from it: the kernel drops what comes from
+    /// outside with an address of its own (unless accept_local is set).
+    pub fn admits(&self, client: IpAddr, server: IpAddr) -> bool {
         let client = client.to_canonical();
+        if self.includes_host && client == server.to_canonical() {
+            return true;
+        }
         match &self.networks {
             None => true,
             Some(networks) => networks.iter().any(|network| network.contains(&client)),
@@ -155,7 +164,7 @@ mod tests {
     fn at_a_private_address_everybody_is_answered() {
         for address in ["127.0.0.1", "192.168.1.1", "fd00::1", "::1", "fe80::1"] {
             let access = Access::at(address.parse().unwrap(), &[]);
-            assert!(access.admits("203.0.113.9".parse().unwrap()), "{address}");
+            assert!(access.admits(ip("203.0.113.9"), ip(address)), "{address}");
         }
     }
 
@@ -171,7 +180,8 @@ mod tests {
             ("192.168.3.4", true),
             ("127.0.0.1", false),
         ] {
-            assert_eq!(access.admits(client.parse().unwrap()), admitted, "{client}");
+            let server = ip("10.0.0.1");
+            assert_eq!(access.admits(ip(client), server), admitted, "{client}");
         }
     }
 
@@ -191,7 +201,8 @@ mod tests {
                 ("::1", true),
                 ("::2", false),
             ] {
-                assert_eq!(access.admits(client.parse().unwrap()), admitted, "{client}");
+                let server = ip("203.0.113.1");
+                assert_eq!(access.admits(ip(client), server), admitted, "{client}");
             }
         }
     }
@@ -199,7 +210,7 @@ mod tests {
     #[test]
     fn everybody_is_answered_at_a_public_address_where_somebody_says_so() {
         let access = Access::at("203.0.113.1".parse().unwrap(), &allow("any"));
-        assert!(access.admits("198.51.100.7".parse().unwrap()));
+        assert!(access.admits(ip("198.51.100.7"), ip("203.0.113.1")));
     }
 
     #[test]
@@ -223,6 +234,17 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn the_host_itself_is_answered_at_its_public_address() {
+        let access = Access::at(ip("0.0.0.0"), &[]);
+        assert!(access.admits(ip("203.0.113.1"), ip("203.0.113.1")));
+        assert!(!access.admits(ip("203.0.113.2"), ip("203.0.113.1")));
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
     }
 
     fn allow(text: &str) -> Vec<Allow> {

@@ -83,13 +83,13 @@ impl ConnectionListener {
         let tally = &self.settings.tally;
         Tally::add(&tally.received);
         let settings = self.settings.load();
-        if !settings.access.admits(client.ip()) {
-            Tally::add(&tally.refused);
-            return trace!(%client, "a client that is not admitted");
-        }
         let Ok(server) = stream.local_addr() else {
             return;
         };
+        if !settings.access.admits(client.ip(), server.ip()) {
+            Tally::add(&tally.refused);
+            return trace!(%client, "a client that is not admitted");
+        }
         // Its lack only costs time.
         let _ = stream.set_nodelay(true);
         let (stream, has_evicted) = self.connections.admit(stream);

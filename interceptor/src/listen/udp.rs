@@ -120,7 +120,8 @@ impl UdpListener {
         let tally = &self.settings.tally;
         Tally::add(&tally.received);
         let responder = Responder::new(flow, Arc::clone(sink));
-        if self.settings.load().access.admits(flow.client.ip()) {
+        let access = &self.settings.load().access;
+        if access.admits(flow.client.ip(), flow.server.ip()) {
             return service.datagram(flow, payload, responder);
         }
         Tally::add(&tally.refused);

