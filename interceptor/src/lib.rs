@@ -1,7 +1,7 @@
 //! The daemon's library: everything the `interceptor` binary does, from the command line down to the packets.
 //!
-//! Dependencies point downwards: `cli → {daemon, doctor} → {control, kernel, reader, netstack, dns}`, and all of them may use
-//! the small shared vocabulary of `rules`, `service` and `bypass`.
+//! Dependencies point downwards: `cli → {daemon, doctor} → {control, kernel, reader, netstack, listen, dns}`, and all of them
+//! may use the small shared vocabulary of `rules`, `service` and `bypass`.
 
 pub mod bypass;
 pub mod cli;

@@ -177,7 +177,9 @@ mod tests {
         let (mut second, _second_client) = open(&connections);
         first.seat.active.store(0, Ordering::Relaxed);
         second.seat.active.store(1, Ordering::Relaxed);
-        std::thread::sleep(std::time::Duration::from_millis(2));
+        while connections.now() < 2 {
+            tokio::task::yield_now().await;
+        }
         first_client.write_u8(7).await.unwrap();
         assert_eq!(first.read_u8().await.unwrap(), 7);
 

@@ -32,11 +32,8 @@ const BATCH: usize = 16;
 /// What the kernel is asked to queue, in octets.
 const RECEIVE_BUFFER: usize = 1 << 20;
 
-/// The longest reply that is sent to other hosts, in octets: no path fragments it (RFC 9715 §3.2).
+/// The longest reply in octets: what every path carries in one piece, 1,280 octets (RFC 8200 §5), without the headers.
 const PAYLOAD_MAX: usize = 1_232;
-
-/// The longest payload that UDP can carry, in octets; on the host itself nothing is fragmented on the way.
-const LOCAL_PAYLOAD_MAX: usize = 65_507;
 
 thread_local! {
     /// Where datagrams are read to, by all listeners of a thread in turn.
@@ -231,10 +228,7 @@ impl ReplySink for ReplySocket {
         }
     }
 
-    fn max_payload(&self, flow: Flow) -> usize {
-        if flow.client.ip().to_canonical().is_loopback() {
-            return LOCAL_PAYLOAD_MAX;
-        }
+    fn max_payload(&self, _: Flow) -> usize {
         PAYLOAD_MAX
     }
 }
