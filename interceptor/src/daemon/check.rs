@@ -9,7 +9,6 @@ use crate::bypass::Bypass;
 use crate::config::{Config, Finding, Level};
 
 use crate::control::{self, BindError};
-use crate::dns::upstream::UpstreamUrl;
 use crate::kernel::Capability;
 use crate::net::{Link, NoSuchInterface, links, routes, wireguard};
 use crate::reader::{self, NameError};
