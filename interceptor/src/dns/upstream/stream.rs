@@ -27,6 +27,9 @@ const QUEUE: usize = 256;
 /// Octets written ahead of what the upstream takes.
 const MAX_OUTBOUND: usize = 64 * 1024;
 
+/// Messages in a row that are no reply to any query, until the connection is taken for a broken one.
+const MAX_UNUSABLE: u32 = 1024;
+
 /// How often a query is given to another connection because the one it was given to ended before it was sent.
 const UNSENT_MAX: usize = 4;
 
@@ -37,7 +40,8 @@ struct Patience {
     connect: Duration,
     /// How long a connection is kept that carries nothing.
     idle: Duration,
-    /// How long an upstream may be silent while it owes replies; the connection is then taken for dead.
+    /// How long an upstream may bring no reply while it owes some; the connection is then taken for dead, whatever else
+    /// comes on it.
     silence: Duration,
 }
 
@@ -194,6 +198,7 @@ enum End {
     Abandoned,
     Closed,
     Framing,
+    Unusable,
     #[expect(dead_code, reason = "read by the trace line that prints it")]
     Failed(io::Error),
 }
@@ -214,8 +219,10 @@ struct Connection<S> {
     outbound: BytesMut,
     /// Octets that were ever put into `outbound`.
     enqueued: u64,
-    /// When the upstream was last heard, or last owed nothing.
+    /// When the upstream last brought a reply, or last owed nothing.
     heard: Instant,
+    /// Messages since then that were no reply to any query.
+    unusable: u32,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
@@ -231,6 +238,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             outbound: BytesMut::new(),
             enqueued: 0,
             heard: Instant::now(),
+            unusable: 0,
         }
     }
 
@@ -269,12 +277,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     if read? == 0 {
                         return Ok(End::Closed);
                     }
-                    self.heard = Instant::now();
                     while let Some(message) = framing::take(&mut self.inbound) {
                         let Some(header) = Header::parse(&message) else {
                             return Ok(End::Framing);
                         };
                         self.deliver(header.id, &message);
+                    }
+                    if self.unusable > MAX_UNUSABLE {
+                        return Ok(End::Unusable);
                     }
                 }
                 pushed = framing::push(&mut self.writer, &mut self.outbound), if unflushed || !self.outbound.is_empty() => {
@@ -325,19 +335,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let Entry::Occupied(waiting) = self.waiting.entry(id) else {
             trace!("reply to no query ignored");
             self.ignored.add();
+            self.unusable += 1;
             return;
         };
         match Reply::parse(message, id, &waiting.get().ask.request) {
             Ok(reply) => {
                 let _ = waiting.remove().ask.reply.send(Ok(reply));
+                self.heard = Instant::now();
+                self.unusable = 0;
             }
             Err(reason) => self.ignore(reason),
         }
     }
 
-    fn ignore(&self, reason: Unusable) {
+    fn ignore(&mut self, reason: Unusable) {
         trace!(%reason, "reply of an upstream ignored");
         self.ignored.add();
+        self.unusable += 1;
     }
 
     fn expiry(&self) -> Instant {
@@ -453,6 +467,44 @@ mod tests {
         let request = request("silent.example.");
         let (reply, _streams) = tokio::join!(upstream.exchange(&request, &ignored), far_end);
         assert!(reply.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_brings_octets_but_no_reply_is_replaced() {
+        let patience = Patience {
+            silence: Duration::from_millis(50),
+            ..PATIENCE
+        };
+        let (upstream, mut far_ends) = upstream(patience);
+        let far_end = async {
+            let mut dripping = far_ends.recv().await.unwrap();
+            testing::read_framed(&mut dripping).await.unwrap();
+            // The length of a message that never becomes whole.
+            while dripping.write_all(&[0xff]).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            answer_one(far_ends.recv().await.unwrap()).await
+        };
+        let ignored = Arc::default();
+        let request = request("dripping.example.");
+        let (reply, _stream) = tokio::join!(upstream.exchange(&request, &ignored), far_end);
+        assert!(reply.is_ok());
+        assert_eq!(upstream.dial.dialled.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_brings_only_what_nobody_asked_for_is_closed() {
+        let (upstream, mut far_ends) = upstream(PATIENCE);
+        let ignored = Arc::default();
+        let request = request("asked.example.");
+        let far_end = async { answer_one(far_ends.recv().await.unwrap()).await };
+        let (reply, mut stream) = tokio::join!(upstream.exchange(&request, &ignored), far_end);
+        let unasked = testing::reply_of(&testing::query("unasked.example.", "A"), 1);
+        let mut framed = BytesMut::new();
+        framing::put(&mut framed, &unasked);
+        while stream.write_all(&framed).await.is_ok() {}
+        assert!(reply.is_ok());
+        assert!(ignored.value() > u64::from(MAX_UNUSABLE));
     }
 
     #[tokio::test]
