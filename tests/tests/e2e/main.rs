@@ -8,6 +8,7 @@ mod attaching;
 mod bad_input;
 mod bypass;
 mod cache;
+mod chaos;
 mod device;
 mod doctor;
 mod encrypted;
