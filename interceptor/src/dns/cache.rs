@@ -17,6 +17,7 @@ mod verdict;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use arc_swap::ArcSwap;
 use quick_cache::sync::Cache as Store;
 use quick_cache::{DefaultHashBuilder, Lifecycle, Weighter};
 use serde::Serialize;
@@ -62,7 +63,7 @@ const USUAL_ENTRY: u64 = 256;
 
 /// Answers in memory.
 pub(in crate::dns) struct Cache {
-    config: CacheConfig,
+    config: ArcSwap<CacheConfig>,
     entries: Store<Keyed, Entry, Weigher, DefaultHashBuilder, Evictions>,
     /// Raised by every flush; what was asked before is not stored after.
     generation: RwLock<u64>,
@@ -134,7 +135,7 @@ impl Cache {
         let hasher = DefaultHashBuilder::default();
         let entries = Store::with(estimate, config.size, weigher, hasher, lifecycle);
         Self {
-            config,
+            config: ArcSwap::from_pointee(config),
             entries,
             generation: RwLock::default(),
             evictions,
@@ -142,8 +143,14 @@ impl Cache {
         }
     }
 
-    pub(in crate::dns) fn config(&self) -> &CacheConfig {
-        &self.config
+    pub(in crate::dns) fn config(&self) -> Arc<CacheConfig> {
+        self.config.load_full()
+    }
+
+    /// Changes the limits. What is remembered stays as far as it has room; lifetimes that it has been given are its own.
+    pub(in crate::dns) fn reconfigure(&self, config: CacheConfig) {
+        self.entries.set_capacity(config.size);
+        self.config.store(Arc::new(config));
     }
 
     /// What there is under `key`.
@@ -165,12 +172,12 @@ impl Cache {
     /// So it is in the last tenth of its lifetime, where it has that many clients, and only once.
     pub(in crate::dns) fn is_prefetch_due(&self, entry: &Entry, now: Moment) -> bool {
         let lifetime = entry.lifetime();
-        self.config.prefetch
-            && lifetime >= PREFETCH_LIFETIME
+        lifetime >= PREFETCH_LIFETIME
             && entry.kind() != Kind::Failure
             && entry.hits() >= PREFETCH_HITS
             && now >= entry.renewal()
             && entry.is_fresh(now)
+            && self.config.load().prefetch
             // No longer than it is fresh: what has expired is stale for failures only, and this is none.
             && entry.claim_refresh(now, now.after_seconds(PREFETCH_RETRY).min(entry.expires()))
     }
@@ -199,11 +206,11 @@ impl Cache {
         now: Moment,
     ) -> Option<Entry> {
         let verdict = if let Ok(reply) = outcome {
-            Verdict::of(reply, &self.config)
+            Verdict::of(reply, &self.config.load())
         } else {
             let flags = Flags::RESPONSE.with(Flags::RECURSION_AVAILABLE);
             let flags = flags.with(Flags(Rcode::SERVFAIL.0));
-            let lifetime = self.config.failure_ttl.min(NO_REPLY_TTL);
+            let lifetime = self.config.load().failure_ttl.min(NO_REPLY_TTL);
             Some(Verdict::failure(flags, lifetime))
         };
         // Held until the end: a flush waits for what is being stored, and takes it away.
@@ -311,14 +318,15 @@ impl Cache {
             evictions: self.evictions.value(),
             entries: self.entries.len() as u64,
             bytes: self.entries.weight(),
-            capacity: self.config.size,
+            capacity: self.config.load().size,
         }
     }
 
     fn may_serve_stale(&self, entry: &Entry, now: Moment) -> bool {
-        self.config.serve_stale
+        let config = self.config.load();
+        config.serve_stale
             && entry.kind() != Kind::Failure
-            && now < entry.expires().after_seconds(self.config.max_stale)
+            && now < entry.expires().after_seconds(config.max_stale)
     }
 }
 

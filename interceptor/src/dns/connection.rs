@@ -68,7 +68,7 @@ pub(super) async fn serve(shared: &Shared, client: IpAddr, stream: BoxStream, ch
     let mut reading = true;
     let mut unflushed = false;
     let mut active = Instant::now();
-    let mut expiry = pin!(sleep_until(active + shared.idle_timeout));
+    let mut expiry = pin!(sleep_until(active + shared.idle_timeout()));
     let mut probe = interval_at(active + PROBE, PROBE);
     probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -128,14 +128,14 @@ pub(super) async fn serve(shared: &Shared, client: IpAddr, stream: BoxStream, ch
             () = shared.stopping.cancelled(), if reading => reading = false,
             () = &mut expiry => {
                 let waits_for_client = in_flight.is_empty() || !outbound.is_empty();
-                if active + shared.idle_timeout <= Instant::now() && waits_for_client {
+                if active + shared.idle_timeout() <= Instant::now() && waits_for_client {
                     trace!("idle connection closed");
                     if !outbound.is_empty() {
                         return;
                     }
                     break;
                 }
-                let next = (active + shared.idle_timeout).max(Instant::now() + shared.idle_timeout / 8);
+                let next = (active + shared.idle_timeout()).max(Instant::now() + shared.idle_timeout() / 8);
                 expiry.as_mut().reset(next);
             }
         }

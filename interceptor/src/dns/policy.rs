@@ -116,9 +116,27 @@ impl Policy {
         self.routes.depth(name)
     }
 
-    /// Whether answers remembered under `route` can be asked for.
-    pub(super) fn has(&self, route: RouteId) -> bool {
-        self.ways.iter().any(|way| way.route == route)
+    /// Whether the same upstreams are asked about the same names as by `before`, and the same of their replies taken for
+    /// good: then nothing that was answered would be answered otherwise.
+    pub(super) fn asks_like(&self, before: &Self) -> bool {
+        let same = |(one, other): (&Way, &Way)| {
+            one.route == other.route
+                && one.domains == other.domains
+                && one.forwarder.fail_on() == other.forwarder.fail_on()
+        };
+        self.ways.len() == before.ways.len() && self.ways.iter().zip(&before.ways).all(same)
+    }
+
+    /// Whether answers that were remembered under `route` by `before` can be asked for, and hold.
+    pub(super) fn keeps(&self, route: RouteId, before: &Self) -> bool {
+        let fail_on = |policy: &Self| {
+            let ways = policy.ways.iter().filter(|way| way.route == route);
+            let fail_on: Vec<FailOn> = ways.map(|way| way.forwarder.fail_on()).collect();
+            fail_on
+        };
+        let held = fail_on(self);
+        let same = |it: &FailOn| held.iter().all(|other| other == it);
+        !held.is_empty() && fail_on(before).iter().all(same)
     }
 
     pub(super) fn routes(&self) -> impl Iterator<Item = RouteId> {

@@ -221,20 +221,29 @@ impl Resolver {
         &self.core.names
     }
 
-    /// Replaces upstreams, groups, routes and how long they are asked; everything else stays as it is. Queries on their
-    /// way finish as they began.
+    /// Replaces upstreams, groups, routes and how long they are asked, and the limits of what is remembered. Queries on
+    /// their way finish as they began. Answers that the new upstreams might give otherwise are forgotten.
     pub(super) fn apply(&self, config: &DnsConfig) {
         let core = &self.core;
+        if let Some(cache) = &core.cache
+            && *cache.config() != config.cache
+        {
+            cache.reconfigure(config.cache.clone());
+        }
         let mut ids = core.ids.lock().unwrap_or_else(PoisonError::into_inner);
         let before = core.policy.load_full();
         let is_anew = ids.reserve(1 + config.routes.len());
         let after = Policy::new(config, &core.bypass, Some(&before), &mut ids);
         let after = Arc::new(after);
-        let all_stay = !is_anew && before.routes().all(|route| after.has(route));
         core.policy.store(Arc::clone(&after));
+        if !is_anew && after.asks_like(&before) {
+            return;
+        }
+        let stays = |route| !is_anew && after.keeps(route, &before);
+        let all_stay = before.routes().all(stays);
         // After the policy: who has read the new generation has the new policy.
         if let Some(cache) = &core.cache {
-            cache.renew(|route| !is_anew && after.has(route), all_stay);
+            cache.renew(stays, all_stay);
         }
         if let Some(answers) = &core.answers {
             answers.forget_all();

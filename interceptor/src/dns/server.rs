@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
@@ -60,9 +60,10 @@ impl Server {
             meter: Meter::default(),
             admission: Arc::default(),
             stopping: CancellationToken::new(),
-            idle_timeout: config.tcp_idle_timeout,
+            idle_timeout: AtomicU64::default(),
             keeps_subnet: AtomicBool::new(config.client_subnet),
         };
+        shared.set_idle_timeout(config.tcp_idle_timeout);
         Arc::new(Self {
             shared: Arc::new(shared),
             tasks: TaskTracker::new(),
@@ -70,11 +71,13 @@ impl Server {
     }
 
     /// Replaces upstreams, groups, routes, the time that they have (`attempt_timeout`, `rounds`, `deadline`) and whether
-    /// they are told of clients' networks, in one step and while queries are answered; what else `config` says is for the next start. Upstreams that stay keep
-    /// their connections, and queries on their way finish as they began.
+    /// they are told of clients' networks, in one step and while queries are answered; then the cache's limits and
+    /// `tcp_idle_timeout`. Whether there is a cache is for the next start. Upstreams that stay keep their connections,
+    /// queries on their way finish as they began, and answers are forgotten only where they might be others.
     pub fn apply(&self, config: &DnsConfig) {
         let keeps_subnet = &self.shared.keeps_subnet;
         keeps_subnet.store(config.client_subnet, Ordering::Relaxed);
+        self.shared.set_idle_timeout(config.tcp_idle_timeout);
         self.shared.resolver.apply(config);
     }
 
@@ -262,7 +265,8 @@ pub(super) struct Shared {
     pub(super) resolver: Resolver,
     pub(super) meter: Meter,
     pub(super) stopping: CancellationToken,
-    pub(super) idle_timeout: Duration,
+    /// In nanoseconds.
+    idle_timeout: AtomicU64,
     pub(super) admission: Arc<Admission>,
     /// Upstreams are told of the client's network where the client tells it.
     keeps_subnet: AtomicBool,
@@ -279,6 +283,16 @@ pub(super) enum Taken<'a> {
 }
 
 impl Shared {
+    /// How long a connection may carry nothing.
+    pub(super) fn idle_timeout(&self) -> Duration {
+        Duration::from_nanos(self.idle_timeout.load(Ordering::Relaxed))
+    }
+
+    fn set_idle_timeout(&self, timeout: Duration) {
+        let nanoseconds = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
+        self.idle_timeout.store(nanoseconds, Ordering::Relaxed);
+    }
+
     /// Takes a client's message for what it is.
     pub(super) fn take<'a>(&self, message: &'a [u8]) -> Taken<'a> {
         match Query::parse(message) {

@@ -283,7 +283,18 @@ impl Kernel {
 
     /// Makes `rules` the ones that count, in one step, and the answers given under the old ones unusable.
     pub fn apply(&mut self, rules: &Compiled) -> Result<()> {
-        self.tables.apply(rules)?;
+        self.stage(rules)?;
+        self.switch(rules)
+    }
+
+    /// Writes `rules` beside those that count, so that [`Kernel::switch`] can make them count; until then nothing changes.
+    pub fn stage(&mut self, rules: &Compiled) -> Result<()> {
+        self.tables.stage(rules)
+    }
+
+    /// Makes `rules`, which were staged last, the ones that count, as [`Kernel::apply`] does.
+    pub fn switch(&mut self, rules: &Compiled) -> Result<()> {
+        self.tables.switch(rules)?;
         self.answers.forget_all()
     }
 

@@ -53,12 +53,16 @@ impl Tables {
         Ok(tables)
     }
 
-    /// Makes `rules` the ones that count. Waits for packets that are still looked up in the bank it fills.
-    pub(super) fn apply(&mut self, rules: &Compiled) -> Result<()> {
-        let next = (self.control.active & 1) ^ 1;
+    /// Writes `rules` into the bank that does not count. Waits for packets that are still looked up there.
+    pub(super) fn stage(&mut self, rules: &Compiled) -> Result<()> {
         super::grace::wait_for_running_programs();
-        self.fill(next, rules)
-            .context("cannot write the rules into the kernel")?;
+        self.fill(self.next(), rules)
+            .context("cannot write the rules into the kernel")
+    }
+
+    /// Makes `rules`, which were staged last, the ones that count.
+    pub(super) fn switch(&mut self, rules: &Compiled) -> Result<()> {
+        let next = self.next();
         self.control.heads[next as usize] = rules.filter.head;
         self.control.bits[next as usize] = rules.filter.bits;
         self.write_global()?;
@@ -71,6 +75,10 @@ impl Tables {
     pub(super) fn configure(&mut self, change: impl FnOnce(&mut Control)) -> Result<()> {
         change(&mut self.control);
         self.write_global()
+    }
+
+    fn next(&self) -> u32 {
+        (self.control.active & 1) ^ 1
     }
 
     fn fill(&mut self, bank: u32, rules: &Compiled) -> Result<()> {

@@ -3,8 +3,8 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -35,6 +35,9 @@ pub struct Handle {
 
 struct Shared {
     mtu: AtomicUsize,
+    /// Bounds of the TCP side that the driver has not taken over yet.
+    bounds: Mutex<Option<TcpConfig>>,
+    rebound: AtomicBool,
     draining: AtomicBool,
     stopping: AtomicBool,
     attention: Arc<Attention>,
@@ -67,6 +70,8 @@ pub fn spawn(
     );
     let shared = Arc::new(Shared {
         mtu: AtomicUsize::new(mtu),
+        bounds: Mutex::default(),
+        rebound: AtomicBool::new(false),
         draining: AtomicBool::new(false),
         stopping: AtomicBool::new(false),
         attention: stack.attention(),
@@ -93,6 +98,14 @@ impl Handle {
     /// Has packets of at most `mtu` bytes sent: the smallest MTU of the tunnels.
     pub fn set_mtu(&self, mtu: usize) {
         self.shared.mtu.store(mtu, Ordering::Relaxed);
+        self.shared.attention.call();
+    }
+
+    /// Has the TCP side keep to other bounds. Connections beyond the most that may be open stay until new ones come, which
+    /// take the place of those that are idle for longest.
+    pub fn set_bounds(&self, tcp: &TcpConfig) {
+        *self.shared.bounds() = Some(tcp.clone());
+        self.shared.rebound.store(true, Ordering::Release);
         self.shared.attention.call();
     }
 
@@ -133,6 +146,12 @@ impl Handle {
     }
 }
 
+impl Shared {
+    fn bounds(&self) -> MutexGuard<'_, Option<TcpConfig>> {
+        self.bounds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 struct Driver<R> {
     reader: R,
     stack: Stack,
@@ -157,6 +176,12 @@ impl<R: Reader> Driver<R> {
             let now = Instant::now();
             self.stack
                 .set_mtu(self.shared.mtu.load(Ordering::Relaxed), now);
+            if self.shared.rebound.load(Ordering::Relaxed)
+                && self.shared.rebound.swap(false, Ordering::Acquire)
+                && let Some(tcp) = self.shared.bounds().take()
+            {
+                self.stack.set_bounds(&tcp);
+            }
             self.stack.poll(now);
             let stopping = self.shared.stopping.load(Ordering::Relaxed);
             if stopping || self.shared.draining.load(Ordering::Relaxed) {

@@ -129,6 +129,11 @@ impl Stack {
         }
     }
 
+    /// Keeps to other bounds of the TCP side from here on; open connections stay.
+    pub fn set_bounds(&mut self, tcp: &TcpConfig) {
+        self.connections.set_bounds(tcp);
+    }
+
     /// Takes no new datagrams and connections, and lets services read from open ones only what has arrived.
     pub fn drain(&mut self) {
         if !self.draining {

@@ -147,8 +147,7 @@ impl Connections {
         random: StdRng,
         now: Instant,
     ) -> Self {
-        let max_open = config.max_connections.max(1);
-        Self {
+        let mut connections = Self {
             directory,
             metrics,
             attention: Arc::default(),
@@ -156,9 +155,9 @@ impl Connections {
             interface: link.interface(0, smoltcp::time::Instant::ZERO),
             random,
             epoch: now,
-            idle_timeout: config.idle_timeout.saturating_mul(2).max(BACKSTOP_MIN),
-            max_open,
-            max_half_open: max_open.clamp(HALF_OPEN_MIN, HALF_OPEN_MAX),
+            idle_timeout: BACKSTOP_MIN,
+            max_open: 1,
+            max_half_open: HALF_OPEN_MIN,
             draining: false,
             next_id: 0,
             open: HashMap::new(),
@@ -169,7 +168,16 @@ impl Connections {
             activity: Timeline::default(),
             leaving: VecDeque::new(),
             touched: Vec::new(),
-        }
+        };
+        connections.set_bounds(config);
+        connections
+    }
+
+    /// Keeps to other bounds from here on; open connections stay until others need their place.
+    pub(super) fn set_bounds(&mut self, config: &TcpConfig) {
+        self.idle_timeout = config.idle_timeout.saturating_mul(2).max(BACKSTOP_MIN);
+        self.max_open = config.max_connections.max(1);
+        self.max_half_open = self.max_open.clamp(HALF_OPEN_MIN, HALF_OPEN_MAX);
     }
 
     /// Takes one segment.

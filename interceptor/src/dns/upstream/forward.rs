@@ -228,6 +228,10 @@ impl Forwarder {
         self.order.upstreams()
     }
 
+    pub(in crate::dns) fn fail_on(&self) -> FailOn {
+        self.fail_on
+    }
+
     pub(in crate::dns) fn counters(&self, name: &str, domains: Vec<String>) -> GroupCounters {
         let upstreams = self.order.upstreams();
         let is_down = upstreams.iter().all(|it| it.health.is_down());
