@@ -7,13 +7,13 @@ mod data_plane;
 mod interception;
 mod names;
 mod notify;
+mod reload;
 mod routing;
 mod rulebook;
 mod shared_kernel;
 mod taps;
 
 use std::future;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::task::spawn_blocking;
 use tokio::time::{self, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
 pub use check::check;
+pub use reload::{Reloads, SetLogFilter};
 pub(crate) use routing::DEFAULT_MARK;
 
 use crate::bypass::Bypass;
@@ -42,32 +44,37 @@ use data_plane::{DataPlane, Pulse};
 use interception::{Groundwork, Host, HostEvent, Interception};
 use names::Names;
 use notify::notify;
+use reload::Reloader;
 
 /// How often what must be done regularly is done.
 const TICK: Duration = Duration::from_secs(2);
 
-/// Runs until SIGINT, SIGTERM, SIGHUP or SIGQUIT, then answers what is in flight and leaves nothing behind. Listens at the
-/// sockets of `inherited` as well.
+/// Runs until SIGINT, SIGTERM or SIGQUIT, then answers what is in flight and leaves nothing behind. SIGHUP has it read
+/// its configuration again. Listens at the sockets of `inherited` as well.
 ///
 /// Fails before it has changed anything where the configuration cannot work on this host.
-pub async fn run(config: Config, inherited: Inherited) -> Result<()> {
+pub async fn run(config: Config, inherited: Inherited, reloads: Reloads) -> Result<()> {
     raise_file_limit();
     let mut signals = Signals::new()?;
     let socket = control_socket(&config).await?;
     let mut daemon = Daemon::start(&config, inherited).await?;
     let stop = CancellationToken::new();
-    let backend = Arc::new(DaemonBackend::new(daemon.parts.clone()));
+    let reloader = Arc::new(Reloader::new(daemon.parts.clone(), reloads, config));
+    let backend = DaemonBackend::new(daemon.parts.clone(), Arc::clone(&reloader));
+    let backend = Arc::new(backend);
     let serving = socket.map(|socket| tokio::spawn(control::serve(socket, backend, stop.clone())));
     info!(version = env!("CARGO_PKG_VERSION"), "ready");
-    notify(&NotifyState::Ready);
+    notify(&[NotifyState::Ready]);
 
-    let outcome = daemon.follow(&mut signals).await;
+    let outcome = daemon.follow(&mut signals, &reloader).await;
 
-    notify(&NotifyState::Stopping);
+    notify(&[NotifyState::Stopping]);
+    let config = reloader.config().await;
     tokio::select! {
         () = daemon.stop(config.dns.deadline) => {}
-        () = signals.next() => warn!("told to stop again; not waiting for what is in flight"),
+        () = signals.stop() => warn!("told to stop again; not waiting for what is in flight"),
     }
+    drop(config);
     stop.cancel();
     if let Some(serving) = serving {
         // A panic in the control server is its own; the daemon is down either way.
@@ -86,8 +93,7 @@ struct Parts {
     interception: Option<Interception>,
     /// Where queries are answered.
     data_plane: Handle,
-    /// The hosts files that are followed.
-    hosts: Arc<[PathBuf]>,
+    names: Arc<AsyncMutex<Names>>,
 }
 
 impl Parts {
@@ -144,34 +150,49 @@ impl Daemon {
             let service: Arc<dyn Service> = Arc::clone(&dns) as Arc<dyn Service>;
             listeners.apply(listening, &service);
         }
+        let names = Arc::new(AsyncMutex::new(names));
         Ok(Self {
+            _names: AbortOnDropHandle::new(tokio::spawn(Names::follow(Arc::clone(&names)))),
             parts: Parts {
                 dns,
                 listeners: Arc::new(Mutex::new(listeners)),
                 bypass,
                 interception,
                 data_plane: data_plane.handle(),
-                hosts: config.names.hosts.as_slice().into(),
+                names,
             },
-            _names: AbortOnDropHandle::new(tokio::spawn(names.follow())),
             host,
             pulse: data_plane.pulse(),
             _data_plane: data_plane,
         })
     }
 
-    /// Follows the host's changes until a signal.
-    async fn follow(&mut self, signals: &mut Signals) -> Result<()> {
+    /// Follows the host's changes until a signal to stop.
+    async fn follow(&mut self, signals: &mut Signals, reloader: &Arc<Reloader>) -> Result<()> {
+        let hangup = Arc::new(Notify::new());
+        let _reloading = AbortOnDropHandle::new(tokio::spawn({
+            let (hangup, reloader) = (Arc::clone(&hangup), Arc::clone(reloader));
+            async move {
+                loop {
+                    hangup.notified().await;
+                    // What comes of it is in the log.
+                    let _ = reloader.reload().await;
+                }
+            }
+        }));
         let watchdog = sd_notify::watchdog_enabled();
         // A tick tells of the one before it, and one may be late.
         let mut tick = time::interval(watchdog.map_or(TICK, |limit| TICK.min(limit / 4)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = signals.next() => {
-                    info!("stopping");
-                    return Ok(());
-                }
+                told = signals.next() => match told {
+                    Told::Reload => hangup.notify_one(),
+                    Told::Stop => {
+                        info!("stopping");
+                        return Ok(());
+                    }
+                },
                 event = next_event(&mut self.host) => {
                     if let Some(host) = &self.host {
                         host.handle(event).await?;
@@ -181,7 +202,7 @@ impl Daemon {
                     if !self.pulse.beats() {
                         warn!("the data plane has done nothing since the last look at it");
                     } else if watchdog.is_some() {
-                        notify(&NotifyState::Watchdog);
+                        notify(&[NotifyState::Watchdog]);
                     }
                     if let Some(host) = &self.host {
                         host.retry().await;
@@ -260,12 +281,18 @@ fn raise_file_limit() {
     }
 }
 
-/// The signals that end the daemon.
+/// The signals that the daemon listens to.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
-    hangup: Signal,
     quit: Signal,
+    hangup: Signal,
+}
+
+/// What a signal says.
+enum Told {
+    Stop,
+    Reload,
 }
 
 impl Signals {
@@ -274,17 +301,21 @@ impl Signals {
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
-            hangup: listen(SignalKind::hangup())?,
             quit: listen(SignalKind::quit())?,
+            hangup: listen(SignalKind::hangup())?,
         })
     }
 
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Told {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
-            _ = self.quit.recv() => {}
+            _ = self.interrupt.recv() => Told::Stop,
+            _ = self.terminate.recv() => Told::Stop,
+            _ = self.quit.recv() => Told::Stop,
+            _ = self.hangup.recv() => Told::Reload,
         }
+    }
+
+    async fn stop(&mut self) {
+        while !matches!(self.next().await, Told::Stop) {}
     }
 }

@@ -12,6 +12,9 @@ use crate::control::client::ClientError;
 use crate::listen::ListenError;
 use crate::rules::RuleError;
 
+/// What the control API answers where the configuration to be loaded cannot be (RFC 9110 §15.5.21).
+const UNPROCESSABLE: u16 = 422;
+
 /// What went wrong, ready to be told.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Failure {
@@ -23,7 +26,10 @@ pub(super) struct Failure {
 impl Failure {
     pub(super) fn of(error: &anyhow::Error) -> Self {
         let is_configuration = error.chain().any(|cause| {
-            cause.is::<config::Error>() || cause.is::<RuleError>() || cause.is::<ListenError>()
+            cause.is::<config::Error>()
+                || cause.is::<RuleError>()
+                || cause.is::<ListenError>()
+                || is_of_daemon(cause)
         });
         Self {
             code: if is_configuration { 2 } else { 1 },
@@ -110,6 +116,17 @@ fn says_everything(error: &(dyn Error + 'static)) -> bool {
         || error.is::<ListenError>()
 }
 
+/// Whether it is the running daemon's configuration that is wrong.
+fn is_of_daemon(error: &(dyn Error + 'static)) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(ClientError::Refused {
+            status: UNPROCESSABLE,
+            ..
+        })
+    )
+}
+
 fn one_line(text: &str) -> String {
     text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
@@ -144,6 +161,21 @@ mod tests {
             Failure::of(&anyhow::Error::new(RuleError::PortZero)).code,
             2
         );
+    }
+
+    #[test]
+    fn a_configuration_that_the_daemon_refuses_exits_with_2_and_other_refusals_with_1() {
+        for (status, code) in [(422, 2), (409, 1), (500, 1)] {
+            let error = ClientError::Refused {
+                status,
+                message: "x.toml:3:1: unknown key `a`".to_owned(),
+            };
+            let failure = Failure::of(&anyhow::Error::new(error));
+            assert_eq!(
+                (failure.code, failure.line.as_str()),
+                (code, "x.toml:3:1: unknown key `a`")
+            );
+        }
     }
 
     #[test]

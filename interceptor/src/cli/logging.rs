@@ -1,25 +1,44 @@
 //! Where the daemon's log goes: stderr, as text or as JSON.
 
 use std::io::{self, IsTerminal};
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::reload::Handle;
 
 use crate::config::{LogConfig, LogFormat};
+use crate::daemon::SetLogFilter;
 
-pub(super) fn start(config: &LogConfig) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(directives(&config.filter))
-        .with_context(|| format!("`{}` is no log filter", config.filter))?;
+/// Starts the log; gives the way to another filter.
+pub(super) fn start(config: &LogConfig) -> anyhow::Result<SetLogFilter> {
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter(&config.filter)?)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal());
-    let started = match config.format {
-        LogFormat::Text => builder.compact().try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    let (started, set_filter) = match config.format {
+        LogFormat::Text => {
+            let builder = builder.compact().with_filter_reloading();
+            let set_filter = set_filter(builder.reload_handle());
+            (builder.try_init(), set_filter)
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let set_filter = set_filter(builder.reload_handle());
+            (builder.try_init(), set_filter)
+        }
     };
-    started.map_err(|error| anyhow!("cannot start logging: {error}"))
+    started.map_err(|error| anyhow!("cannot start logging: {error}"))?;
+    Ok(set_filter)
+}
+
+fn set_filter<S: 'static>(handle: Handle<EnvFilter, S>) -> SetLogFilter {
+    Arc::new(move |text| Ok(handle.reload(filter(text)?)?))
+}
+
+fn filter(text: &str) -> anyhow::Result<EnvFilter> {
+    EnvFilter::try_new(directives(text)).with_context(|| format!("`{text}` is no log filter"))
 }
 
 /// A level alone is ours, the BPF programs' included; libraries speak up from warnings on.

@@ -7,6 +7,7 @@ mod doctor;
 mod failure;
 mod logging;
 mod query;
+mod reload;
 mod remote;
 mod rule;
 mod run;
@@ -47,6 +48,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Add, remove and list the rules of the running daemon
     Rule(rule::RuleArgs),
+    /// Have the running daemon read its configuration again, and print what has changed
+    Reload(reload::ReloadArgs),
     /// Show and flush what the running daemon remembers
     Cache(cache::CacheArgs),
     /// Ask a question through the running daemon, or an upstream directly, and see what answers and why
@@ -80,6 +83,7 @@ impl Command {
             Self::Check(args) => check::execute(&args),
             Self::Doctor(args) => doctor::execute(&args),
             Self::Rule(args) => rule::execute(args),
+            Self::Reload(args) => reload::execute(&args),
             Self::Cache(args) => cache::execute(args),
             Self::Query(args) => query::execute(&args),
             Self::Status(args) => status::execute(&args),

@@ -138,15 +138,19 @@ pub(super) struct SettingsArgs {
 
 impl SettingsArgs {
     pub(super) fn load(&self) -> Result<Config, config::Error> {
-        Config::load(&sources(self.config.clone(), self.layer()))
+        Config::load(&self.sources())
+    }
+
+    pub(super) fn sources(&self) -> Sources {
+        sources(self.config.clone(), self.layer())
     }
 
     /// The same for a daemon to which a service manager may have passed sockets on.
-    pub(super) fn load_with(&self, inherited: &Inherited) -> Result<Config, config::Error> {
-        Config::load(&Sources {
+    pub(super) fn sources_with(&self, inherited: &Inherited) -> Sources {
+        Sources {
             inherits_sockets: !inherited.is_empty(),
-            ..sources(self.config.clone(), self.layer())
-        })
+            ..self.sources()
+        }
     }
 
     fn layer(&self) -> Layer {

@@ -154,6 +154,12 @@ impl Layer {
         self.values.get(&key)
     }
 
+    /// Where a key is set.
+    pub(crate) fn origin(&self, key: Key) -> Origin {
+        self.get(key)
+            .map_or(Origin::Default, |it| it.origin.clone())
+    }
+
     pub(crate) fn items(&self, kind: TableKind) -> &[Item] {
         self.tables.get(&kind).map_or(&[], Vec::as_slice)
     }

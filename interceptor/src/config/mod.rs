@@ -12,6 +12,7 @@
 //! file's rules.
 
 mod aliases;
+mod change;
 mod environment;
 mod error;
 mod file;
@@ -41,6 +42,7 @@ use crate::dns::records::NamesConfig;
 use crate::listen::Listen;
 use crate::rules::Rule;
 
+pub use change::Change;
 pub use error::{Error, Origin};
 pub(crate) use layer::{Key, Layer};
 pub(crate) use table::TableKind;

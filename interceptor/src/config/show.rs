@@ -58,7 +58,7 @@ impl Config {
     }
 
     /// A value in the file's form: JSON's strings, numbers, booleans and lists are TOML as well.
-    fn value(&self, key: Key) -> Value {
+    pub(super) fn value(&self, key: Key) -> Value {
         match key {
             Key::TunnelInterfaces => json!(self.interfaces),
             Key::TunnelAttach => json!(match self.attach {
@@ -150,7 +150,7 @@ impl Config {
     }
 
     /// What there is of a kind, each an object whose fields have the names and values that the file's have.
-    fn tables(&self, kind: TableKind) -> Vec<Value> {
+    pub(super) fn tables(&self, kind: TableKind) -> Vec<Value> {
         match kind {
             TableKind::Group => self.dns.groups.iter().map(group).collect(),
             TableKind::Route => self.dns.routes.iter().map(route).collect(),

@@ -497,9 +497,7 @@ impl Merged<'_> {
     }
 
     fn origin(&self, key: Key) -> Origin {
-        self.0
-            .get(key)
-            .map_or(Origin::Default, |it| it.origin.clone())
+        self.0.origin(key)
     }
 }
 

@@ -22,7 +22,7 @@ use url::form_urlencoded;
 use crate::rules::{Rule, RuleId};
 
 use super::model::{
-    Answered, CacheStatus, CachedAnswer, Flush, Flushed, Question, RuleStatus, Status,
+    Answered, CacheStatus, CachedAnswer, Flush, Flushed, Question, Reloaded, RuleStatus, Status,
 };
 
 /// How long the daemon may take to answer.
@@ -113,6 +113,11 @@ impl Client {
     pub async fn remove_rule(&self, id: RuleId) -> Result<RuleStatus, ClientError> {
         self.ask(Method::DELETE, &format!("/v1/rules/{id}"), Bytes::new())
             .await
+    }
+
+    /// Has the daemon read its configuration again.
+    pub async fn reload(&self) -> Result<Reloaded, ClientError> {
+        self.ask(Method::POST, "/v1/reload", Bytes::new()).await
     }
 
     /// What is remembered, and where.
@@ -284,6 +289,7 @@ mod tests {
     use tokio::task::JoinHandle;
     use tokio_util::sync::CancellationToken;
 
+    use crate::config::Change;
     use crate::control::{self, Backend, NamesStatus, ReaderStatus, Refusal, TierStatus};
 
     use super::*;
@@ -324,6 +330,21 @@ mod tests {
         let suffix = Flush::Suffix("example".to_owned());
         let (_, message) = refused(daemon.client.flush(&suffix).await);
         assert_eq!(message, "Suffix(\"example\")");
+        daemon.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_reload_tells_what_it_has_changed_or_what_is_wrong() {
+        let daemon = Daemon::start().await;
+        let reloaded = daemon.client.reload().await.unwrap();
+        assert_eq!(reloaded.changes, [change()]);
+        let rule = rule("10.30.30.30 -> dns");
+        daemon.client.add_rule(&rule).await.unwrap();
+        let (status, message) = refused(daemon.client.reload().await);
+        assert_eq!(
+            (status, message.as_str()),
+            (422, "x.toml:3:1: unknown key `a`")
+        );
         daemon.stop().await;
     }
 
@@ -516,6 +537,17 @@ mod tests {
             Ok(rules.remove(index))
         }
 
+        async fn reload(&self) -> Result<Reloaded, Refusal> {
+            match self.rules().len() {
+                0 => Ok(Reloaded {
+                    changes: vec![change()],
+                }),
+                _ => Err(Refusal::Configuration(
+                    "x.toml:3:1: unknown key `a`".to_owned(),
+                )),
+            }
+        }
+
         fn cache(&self) -> CacheStatus {
             let counters = BTreeMap::from([("hits".to_owned(), 7)]);
             let tiers = vec![TierStatus {
@@ -549,6 +581,14 @@ mod tests {
                 Flush::All => Ok(Flushed { answers: 3 }),
                 other => Err(Refusal::Invalid(format!("{other:?}"))),
             }
+        }
+    }
+
+    fn change() -> Change {
+        Change {
+            key: "dns.rounds".to_owned(),
+            before: json!(2),
+            after: json!(3),
         }
     }
 

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Change;
 use crate::rules::{Rule, RuleId};
 
 /// What the daemon does.
@@ -286,6 +287,13 @@ pub struct CachedAnswer {
     pub bytes: u64,
     /// Its records, as a zone file would have them.
     pub records: Vec<String>,
+}
+
+/// What a reload has changed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// One for each setting, and one for each table more or less; none where nothing has changed.
+    pub changes: Vec<Change>,
 }
 
 /// What is to be forgotten.

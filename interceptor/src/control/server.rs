@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::rules::{Rule, RuleError, RuleId};
 
 use super::model::{
-    Answered, CacheStatus, CachedAnswer, Flush, Flushed, Question, RuleStatus, Status,
+    Answered, CacheStatus, CachedAnswer, Flush, Flushed, Question, Reloaded, RuleStatus, Status,
 };
 use super::socket::ControlSocket;
 
@@ -60,6 +60,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Removes a rule.
     fn remove_rule(&self, id: RuleId) -> impl Future<Output = Result<RuleStatus, Refusal>> + Send;
 
+    /// Reads the configuration again and puts into force what has changed, all of it or nothing.
+    fn reload(&self) -> impl Future<Output = Result<Reloaded, Refusal>> + Send;
+
     /// What is remembered, and where.
     fn cache(&self) -> CacheStatus;
 
@@ -89,6 +92,9 @@ pub enum Refusal {
     /// It contradicts what is there (409).
     #[error("{0}")]
     Conflict(String),
+    /// The configuration that was to be loaded cannot be (422).
+    #[error("{0}")]
+    Configuration(String),
     /// It should have worked (500).
     #[error("{0}")]
     Failed(String),
@@ -167,6 +173,7 @@ fn router<B: Backend>(backend: Arc<B>) -> Router {
             "/v1/rules/{id}",
             route(axum::routing::delete(remove_rule::<B>)),
         )
+        .route("/v1/reload", route(post(reload::<B>)))
         .route("/v1/cache", route(get(cache::<B>)))
         .route("/v1/cache/answers", route(get(cached::<B>)))
         .route("/v1/cache/flush", route(post(flush::<B>)))
@@ -208,6 +215,10 @@ async fn remove_rule<B: Backend>(
         .parse()
         .map_err(|error: RuleError| Refusal::Invalid(error.to_string()))?;
     Ok(Json(backend.remove_rule(id).await?))
+}
+
+async fn reload<B: Backend>(State(backend): State<Arc<B>>) -> Result<Json<Reloaded>, Refusal> {
+    Ok(Json(backend.reload().await?))
 }
 
 async fn cache<B: Backend>(State(backend): State<Arc<B>>) -> Json<CacheStatus> {
@@ -317,6 +328,7 @@ impl IntoResponse for Refusal {
             Self::Invalid(_) => StatusCode::BAD_REQUEST,
             Self::UnknownRule(_) => StatusCode::NOT_FOUND,
             Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::Configuration(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         error(code, &self.to_string())
@@ -532,6 +544,10 @@ mod tests {
         }
 
         async fn remove_rule(&self, _: RuleId) -> Result<RuleStatus, Refusal> {
+            unreachable!()
+        }
+
+        async fn reload(&self) -> Result<Reloaded, Refusal> {
             unreachable!()
         }
 

@@ -11,10 +11,12 @@ use tracing::info;
 
 use super::Parts;
 use super::interception::{Interception, READER_MTU};
+use super::reload::{ReloadError, Reloader};
 use super::rulebook::ChangeError;
 use crate::control::{
     Answered, Backend, CacheStatus, CachedAnswer, Flush, Flushed, GroupStatus, ListenerStatus,
-    NamesStatus, Question, ReaderStatus, Refusal, RuleStatus, Status, TierStatus, UpstreamStatus,
+    NamesStatus, Question, ReaderStatus, Refusal, Reloaded, RuleStatus, Status, TierStatus,
+    UpstreamStatus,
 };
 use crate::dns::cache::{DomainName, Entry, NameError, Qtype, QtypeError, Scope, SharedCounters};
 use crate::dns::clock::Moment;
@@ -36,13 +38,15 @@ const SHARED: &str = "shared";
 pub(super) struct DaemonBackend {
     started: Instant,
     parts: Parts,
+    reloader: Arc<Reloader>,
 }
 
 impl DaemonBackend {
-    pub(super) fn new(parts: Parts) -> Self {
+    pub(super) fn new(parts: Parts, reloader: Arc<Reloader>) -> Self {
         Self {
             started: Instant::now(),
             parts,
+            reloader,
         }
     }
 
@@ -107,6 +111,11 @@ impl Backend for DaemonBackend {
         let reasons = reasons.and_then(Result::ok).unwrap_or_default();
         let passes = self.answers().map(Answers::passes);
         let passes = passes.and_then(Result::ok).unwrap_or_default();
+        let hosts = self.parts.names.lock().await;
+        let hosts = hosts.hosts().iter();
+        let hosts = hosts
+            .map(|path| path.to_string_lossy().into_owned())
+            .collect();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: process::id(),
@@ -127,9 +136,7 @@ impl Backend for DaemonBackend {
             cache: self.cache(),
             names: NamesStatus {
                 names: self.parts.dns.records().names() as u64,
-                hosts: (self.parts.hosts.iter())
-                    .map(|path| path.to_string_lossy().into_owned())
-                    .collect(),
+                hosts,
                 answered: dns.local,
             },
             kernel: reasons
@@ -179,6 +186,15 @@ impl Backend for DaemonBackend {
         })
         .await?;
         Ok(self.rule_status(id, rule))
+    }
+
+    async fn reload(&self) -> Result<Reloaded, Refusal> {
+        let reloader = Arc::clone(&self.reloader);
+        to_its_end(async move {
+            let changes = reloader.reload().await?;
+            Ok(Reloaded { changes })
+        })
+        .await
     }
 
     fn cache(&self) -> CacheStatus {
@@ -339,6 +355,15 @@ impl From<NameError> for Refusal {
 impl From<QtypeError> for Refusal {
     fn from(error: QtypeError) -> Self {
         Self::Invalid(error.to_string())
+    }
+}
+
+impl From<ReloadError> for Refusal {
+    fn from(error: ReloadError) -> Self {
+        match error {
+            ReloadError::Configuration(error) => Self::Configuration(error.to_string()),
+            ReloadError::Host(_) => Self::Failed(error.to_string()),
+        }
     }
 }
 

@@ -36,7 +36,7 @@ const MARKS: Duration = Duration::from_secs(10);
 pub(super) struct Interception {
     pub(super) kernel: SharedKernel,
     pub(super) taps: Arc<AsyncMutex<Taps>>,
-    routing: Arc<AsyncMutex<Routing>>,
+    pub(super) routing: Arc<AsyncMutex<Routing>>,
     pub(super) rulebook: Arc<Rulebook>,
     /// The answers that the kernel gives, where there is a kernel half.
     pub(super) answers: Option<Arc<Answers>>,

@@ -2,17 +2,18 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::spawn_blocking;
 use tokio::time;
 use tracing::{info, warn};
 
 use crate::dns;
-use crate::dns::records::NamesConfig;
+use crate::dns::records::{NamesConfig, Records};
 
 /// How often hosts files are looked at.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -33,33 +34,68 @@ struct Stamp {
     modified: (i64, i64),
 }
 
+/// Names as their files have them, ready to be used.
+pub(super) struct Loaded {
+    config: NamesConfig,
+    seen: Vec<Option<Stamp>>,
+    records: Records,
+}
+
+impl Loaded {
+    /// Fails where a file cannot be read, or has something in it that cannot be.
+    pub(super) fn new(config: &NamesConfig) -> Result<Self> {
+        // Looked at before they are read: what changes in between is read again.
+        let seen = stamps(config);
+        Ok(Self {
+            records: config.load()?,
+            config: config.clone(),
+            seen,
+        })
+    }
+}
+
 impl Names {
     /// Has `dns` answer the names that `config` says.
     pub(super) fn start(config: &NamesConfig, dns: Arc<dns::Server>) -> Result<Self> {
-        // Looked at before they are read: what changes in between is read again.
-        let seen = stamps(config);
-        let records = config.load()?;
-        dns.use_records(Arc::new(records));
-        Ok(Self {
-            config: Arc::new(config.clone()),
-            seen,
+        let mut names = Self {
+            config: Arc::default(),
+            seen: Vec::new(),
             dns,
-        })
+        };
+        names.use_from_now(Loaded::new(config)?);
+        Ok(names)
     }
 
     /// Reads the files again whenever one of them changes, for as long as it is awaited.
-    pub(super) async fn follow(mut self) {
-        if self.config.hosts.is_empty() {
-            return;
-        }
+    pub(super) async fn follow(names: Arc<AsyncMutex<Self>>) {
         loop {
             time::sleep(INTERVAL).await;
-            self.review().await;
+            names.lock().await.review().await;
         }
+    }
+
+    /// The hosts files that are followed.
+    pub(super) fn hosts(&self) -> &[PathBuf] {
+        &self.config.hosts
+    }
+
+    /// Goes by what was loaded, in place of what held before.
+    pub(super) fn use_from_now(&mut self, loaded: Loaded) {
+        let Loaded {
+            config,
+            seen,
+            records,
+        } = loaded;
+        self.config = Arc::new(config);
+        self.seen = seen;
+        self.dns.use_records(Arc::new(records));
     }
 
     /// Where they cannot be used as they are, what was read last holds.
     async fn review(&mut self) {
+        if self.config.hosts.is_empty() {
+            return;
+        }
         let config = Arc::clone(&self.config);
         let seen = self.seen.clone();
         let changed = spawn_blocking(move || {

@@ -13,8 +13,8 @@ use tracing::warn;
 /// How long the manager may take to make room for what it is told once. What it is told regularly can be left out.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Tells `state`, where there is a service manager to tell (`NOTIFY_SOCKET`).
-pub(super) fn notify(state: &NotifyState<'_>) {
+/// Tells `state`, all of it at once, where there is a service manager to tell (`NOTIFY_SOCKET`).
+pub(super) fn notify(state: &[NotifyState<'_>]) {
     let Some(manager) = env::var_os("NOTIFY_SOCKET") else {
         return;
     };
@@ -24,17 +24,18 @@ pub(super) fn notify(state: &NotifyState<'_>) {
 }
 
 /// Fails when the manager has not read what it was told before.
-fn send(manager: &OsStr, state: &NotifyState<'_>) -> io::Result<()> {
+fn send(manager: &OsStr, state: &[NotifyState<'_>]) -> io::Result<()> {
     let address = match manager.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         _ => SocketAddr::from_pathname(manager)?,
     };
     let socket = UnixDatagram::unbound()?;
     match state {
-        NotifyState::Watchdog => socket.set_nonblocking(true)?,
+        [NotifyState::Watchdog] => socket.set_nonblocking(true)?,
         _ => socket.set_write_timeout(Some(PATIENCE))?,
     }
-    socket.send_to_addr(format!("{state}\n").as_bytes(), &address)?;
+    let lines: String = state.iter().map(|it| format!("{it}\n")).collect();
+    socket.send_to_addr(lines.as_bytes(), &address)?;
     Ok(())
 }
 
@@ -58,7 +59,7 @@ mod tests {
         ];
 
         for (manager, listener) in listeners {
-            send(&manager, &NotifyState::Ready).unwrap();
+            send(&manager, &[NotifyState::Ready]).unwrap();
 
             let mut buffer = [0; 64];
             let length = listener.recv(&mut buffer).unwrap();
@@ -72,10 +73,10 @@ mod tests {
         let path = folder.path().join("notify");
         let _listener = UnixDatagram::bind(&path).unwrap();
 
-        while send(path.as_os_str(), &NotifyState::Watchdog).is_ok() {}
+        while send(path.as_os_str(), &[NotifyState::Watchdog]).is_ok() {}
 
         for state in [NotifyState::Watchdog, NotifyState::Stopping] {
-            let refusal = send(path.as_os_str(), &state).unwrap_err();
+            let refusal = send(path.as_os_str(), &[state]).unwrap_err();
             assert_eq!(refusal.kind(), io::ErrorKind::WouldBlock);
         }
     }

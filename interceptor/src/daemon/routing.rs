@@ -43,7 +43,8 @@ pub(super) struct Routing {
     alone: bool,
     /// Upstreams, each with the way to it.
     upstreams: Vec<(SocketAddr, Via)>,
-    fixed_mark: bool,
+    /// The mark that is configured; none where the tunnels' own is taken.
+    mark: Option<u32>,
     bypass: Bypass,
     kernel: SharedKernel,
     /// Prefixes that we have routed to the reader device, each with whether a tunnel had a route for it as well.
@@ -55,17 +56,27 @@ pub(super) struct Routing {
 impl Routing {
     /// Nothing routed yet.
     pub(super) fn new(config: &Config, reader: u32, bypass: Bypass, kernel: SharedKernel) -> Self {
-        Self {
+        let mut routing = Self {
             reader,
-            enabled: config.reader.routes,
-            alone: config.interfaces.is_empty(),
-            upstreams: sockets(config),
-            fixed_mark: config.bypass.mark.is_some(),
+            enabled: false,
+            alone: false,
+            upstreams: Vec::new(),
+            mark: None,
             bypass,
             kernel,
             ours: BTreeMap::new(),
             reported: BTreeSet::new(),
-        }
+        };
+        routing.reconfigure(config);
+        routing
+    }
+
+    /// Goes by `config` from the next review on.
+    pub(super) fn reconfigure(&mut self, config: &Config) {
+        self.enabled = config.reader.routes;
+        self.alone = config.interfaces.is_empty();
+        self.upstreams = sockets(config);
+        self.mark = config.bypass.mark;
     }
 
     /// Looks at the host's routing and does what it asks for; called at start and whenever routing, tunnels or rules
@@ -73,10 +84,12 @@ impl Routing {
     pub(super) async fn review(&mut self, tunnels: &[Link], rulebook: &Rulebook) {
         self.adopt_mark(tunnels).await;
         let mut complaints = BTreeSet::new();
-        if self.enabled {
-            let wanted = rulebook.destinations(self.alone);
-            self.route(tunnels, wanted, &mut complaints).await;
-        }
+        let wanted = if self.enabled {
+            rulebook.destinations(self.alone)
+        } else {
+            BTreeSet::new()
+        };
+        self.route(tunnels, wanted, &mut complaints).await;
         for (upstream, via) in &self.upstreams {
             let way = Way::new(via, &self.bypass);
             let warning = upstream_warning(*upstream, way, tunnels, self.reader, rulebook).await;
@@ -96,8 +109,8 @@ impl Routing {
     /// Takes over the mark with which a tunnel's own packets leave, for ours must leave the same way. Where it cannot be
     /// read, the mark stays what it is.
     pub(super) async fn adopt_mark(&self, tunnels: &[Link]) {
-        if self.fixed_mark {
-            return;
+        if let Some(mark) = self.mark {
+            return self.set_mark(mark);
         }
         let mut adopted = None;
         for tunnel in tunnels {
@@ -116,7 +129,10 @@ impl Routing {
                 }
             }
         }
-        let mark = adopted.unwrap_or(DEFAULT_MARK);
+        self.set_mark(adopted.unwrap_or(DEFAULT_MARK));
+    }
+
+    fn set_mark(&self, mark: u32) {
         if mark == self.bypass.mark() {
             return;
         }

@@ -1,6 +1,6 @@
 //! The rules in force: one set, compiled, obeyed by the kernel and by user space.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use tracing::{error, info};
 
 use super::shared_kernel::SharedKernel;
 use crate::dns;
-use crate::rules::{Compiled, Rule, RuleError, RuleId, RuleSet, ServiceName, Transport};
+use crate::rules::{
+    Compiled, Destination, Protocol, Rule, RuleError, RuleId, RuleSet, ServiceName, Transport,
+};
 use crate::service::{Directory, Service};
 
 /// The standard port of DNS (RFC 1035 §4.2).
@@ -24,7 +27,7 @@ const UNDERWAY: Duration = Duration::from_secs(1);
 /// The rules, and who obeys them.
 pub(super) struct Rulebook {
     /// Held while rules change, so that changes come one after the other.
-    changing: AsyncMutex<()>,
+    changing: Arc<AsyncMutex<()>>,
     current: Arc<ArcSwap<Edition>>,
     kernel: SharedKernel,
 }
@@ -33,8 +36,28 @@ pub(super) struct Rulebook {
 struct Edition {
     set: RuleSet,
     compiled: Compiled,
+    /// Rules that were added while the daemon ran, rather than configured.
+    guests: BTreeSet<RuleId>,
     /// Rules removed a moment ago, with the time until which packets that they took may still be on their way here.
     leaving: Vec<(Instant, Rule)>,
+}
+
+/// Configured rules that are ready to take the place of the present ones.
+pub(super) struct Replacement {
+    _changing: OwnedMutexGuard<()>,
+    current: Arc<ArcSwap<Edition>>,
+    kernel: SharedKernel,
+    edition: Arc<Edition>,
+    difference: Difference,
+}
+
+/// What a replacement of the configured rules changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Difference {
+    /// Rules that are in force no more.
+    pub(super) gone: Vec<Rule>,
+    /// Rules that were not in force.
+    pub(super) new: Vec<Rule>,
 }
 
 /// Why a rule cannot be added or removed.
@@ -55,9 +78,9 @@ impl Rulebook {
     /// Puts `rules` into force.
     pub(super) fn new(rules: &[Rule], kernel: SharedKernel) -> Result<Self> {
         let set = RuleSet::new(rules.iter().cloned())?;
-        let edition = Arc::new(Edition::new(set, Vec::new())?);
+        let edition = Arc::new(Edition::new(set, BTreeSet::new(), Vec::new())?);
         let book = Self {
-            changing: AsyncMutex::new(()),
+            changing: Arc::default(),
             current: Arc::new(ArcSwap::new(Arc::clone(&edition))),
             kernel,
         };
@@ -79,7 +102,9 @@ impl Rulebook {
         let current = self.current.load_full();
         let mut set = current.set.clone();
         let id = set.insert(rule)?;
-        let edition = Arc::new(Edition::new(set, current.still_leaving())?);
+        let mut guests = current.guests.clone();
+        guests.insert(id);
+        let edition = Arc::new(Edition::new(set, guests, current.still_leaving())?);
         // User space first: it must know the rule before the kernel sends it packets.
         let before = self.current.swap(Arc::clone(&edition));
         if let Err(error) = self.tell_kernel(&edition, Some(id)) {
@@ -97,10 +122,39 @@ impl Rulebook {
         let rule = set.remove(id).ok_or(ChangeError::Unknown(id))?;
         let mut leaving = current.still_leaving();
         leaving.push((Instant::now() + UNDERWAY, rule.clone()));
-        let edition = Arc::new(Edition::new(set, leaving)?);
+        let mut guests = current.guests.clone();
+        guests.remove(&id);
+        let edition = Arc::new(Edition::new(set, guests, leaving)?);
         self.tell_kernel(&edition, None)?;
         self.current.store(edition);
         Ok(rule)
+    }
+
+    /// Readies `rules` to take the place of the configured ones; `None` where they are in force already.
+    ///
+    /// Rules that stay keep their numbers and what they have counted. Those that were added while the daemon ran stay as
+    /// well, unless one of `rules` takes the same packets for another service.
+    pub(super) async fn replace(&self, rules: &[Rule]) -> Result<Option<Replacement>> {
+        let changing = Arc::clone(&self.changing).lock_owned().await;
+        let current = self.current.load_full();
+        let (edition, difference, fresh) = current.replaced(rules)?;
+        if difference == Difference::default() && edition.guests == current.guests {
+            return Ok(None);
+        }
+        let staged = self.kernel.with(|kernel| {
+            for id in fresh {
+                kernel.reset_counter(id)?;
+            }
+            kernel.stage(&edition.compiled)
+        });
+        staged.unwrap_or(Ok(()))?;
+        Ok(Some(Replacement {
+            _changing: changing,
+            current: Arc::clone(&self.current),
+            kernel: self.kernel.clone(),
+            edition: Arc::new(edition),
+            difference,
+        }))
     }
 
     /// Every rule with its number.
@@ -139,13 +193,84 @@ impl Rulebook {
     }
 }
 
+impl Replacement {
+    /// What it changes.
+    pub(super) fn difference(&self) -> &Difference {
+        &self.difference
+    }
+
+    /// Puts the rules into force, in the kernel in one step.
+    pub(super) fn commit(self) {
+        if self.difference == Difference::default() {
+            self.current.store(self.edition);
+            return;
+        }
+        // User space first: it must know the rules before the kernel sends it packets.
+        let before = self.current.swap(Arc::clone(&self.edition));
+        let told = self
+            .kernel
+            .with(|kernel| kernel.switch(&self.edition.compiled));
+        if let Some(Err(error)) = told {
+            self.current.store(before);
+            error!("the rules are still the old ones: {error:#}");
+            return;
+        }
+        let Difference { gone, new } = &self.difference;
+        info!(gone = gone.len(), new = new.len(), "rules replaced");
+    }
+}
+
 impl Edition {
-    fn new(set: RuleSet, leaving: Vec<(Instant, Rule)>) -> Result<Self, RuleError> {
+    fn new(
+        set: RuleSet,
+        guests: BTreeSet<RuleId>,
+        leaving: Vec<(Instant, Rule)>,
+    ) -> Result<Self, RuleError> {
         Ok(Self {
             compiled: set.compile()?,
             set,
+            guests,
             leaving,
         })
+    }
+
+    /// This edition with `rules` for the configured ones, what that changes, and the numbers of rules that are new.
+    fn replaced(&self, rules: &[Rule]) -> Result<(Self, Difference, Vec<RuleId>), RuleError> {
+        let wanted: HashMap<_, &Rule> = rules.iter().map(|rule| (packets(rule), rule)).collect();
+        let held: HashSet<&Rule> = self.set.iter().map(|(_, rule)| rule).collect();
+        let mut guests = self.guests.clone();
+        let mut leavers = Vec::new();
+        for (id, rule) in self.set.iter() {
+            match wanted.get(&packets(rule)) {
+                Some(other) if *other == rule => _ = guests.remove(&id),
+                None if guests.contains(&id) => {}
+                _ => leavers.push(id),
+            }
+        }
+        // Those that leave go last, so that nobody takes over a number that still counts.
+        let mut set = self.set.clone();
+        let (mut fresh, mut difficult) = (Vec::new(), Vec::new());
+        let new = rules.iter().filter(|rule| !held.contains(rule));
+        let new: Vec<Rule> = new.cloned().collect();
+        for rule in &new {
+            match set.insert(rule.clone()) {
+                Ok(id) => fresh.push(id),
+                Err(_) => difficult.push(rule),
+            }
+        }
+        let mut gone = Vec::new();
+        for id in leavers {
+            guests.remove(&id);
+            gone.extend(set.remove(id));
+        }
+        for rule in difficult {
+            fresh.push(set.insert(rule.clone())?);
+        }
+        let difference = Difference { gone, new };
+        let mut leaving = self.still_leaving();
+        let until = Instant::now() + UNDERWAY;
+        leaving.extend(difference.gone.iter().map(|rule| (until, rule.clone())));
+        Ok((Self::new(set, guests, leaving)?, difference, fresh))
     }
 
     /// The rule for traffic that the kernel has sent here.
@@ -164,6 +289,11 @@ impl Edition {
         let leaving = self.leaving.iter();
         leaving.filter(|(until, _)| now < *until).cloned().collect()
     }
+}
+
+/// Which packets a rule is about; no two rules of a set are about the same.
+fn packets(rule: &Rule) -> (Destination, Option<Protocol>, Option<u16>) {
+    (rule.destination, rule.protocol, rule.port)
 }
 
 /// The services at the addresses that the rules name.
@@ -199,12 +329,85 @@ mod tests {
         let rule: Rule = "10.30.30.30 udp port 53".parse().unwrap();
         let (past, future) = (Instant::now(), Instant::now() + UNDERWAY);
         let find = |leaving| {
-            let edition = Edition::new(RuleSet::default(), leaving).unwrap();
+            let edition = Edition::new(RuleSet::default(), BTreeSet::new(), leaving).unwrap();
             let to = "10.30.30.30".parse().unwrap();
             edition.rule(Some(Transport::Udp), to, 53).cloned()
         };
         assert_eq!(find(vec![(past, rule.clone())]), None);
         let twice = vec![(past, rule.clone()), (future, rule.clone())];
         assert_eq!(find(twice), Some(rule));
+    }
+
+    #[test]
+    fn rules_that_stay_keep_their_numbers_and_only_new_ones_are_fresh() {
+        let before = edition(&["10.0.0.1", "10.0.0.2", "10.0.0.3"], &[]);
+        let (after, difference, fresh) = before
+            .replaced(&rules(&["10.0.0.4", "10.0.0.3", "10.0.0.1"]))
+            .unwrap();
+        assert_eq!(
+            numbered(&after),
+            [
+                "0 10.0.0.1 -> dns",
+                "2 10.0.0.3 -> dns",
+                "3 10.0.0.4 -> dns"
+            ]
+        );
+        assert_eq!(difference.gone, rules(&["10.0.0.2"]));
+        assert_eq!(difference.new, rules(&["10.0.0.4"]));
+        assert_eq!(fresh, [RuleId(3)]);
+    }
+
+    #[test]
+    fn the_same_rules_in_any_order_change_nothing() {
+        let before = edition(&["10.0.0.1", "any udp port 53"], &[]);
+        let (after, difference, fresh) = before
+            .replaced(&rules(&["any udp port 53", "10.0.0.1"]))
+            .unwrap();
+        assert_eq!(difference, Difference::default());
+        assert_eq!((fresh, after.leaving), (Vec::new(), Vec::new()));
+    }
+
+    #[test]
+    fn what_was_added_at_run_time_stays_unless_it_contradicts() {
+        let before = edition(
+            &["10.0.0.1"],
+            &["10.0.0.7", "10.0.0.8 icmp -> echo", "10.0.0.9"],
+        );
+        let (after, difference, _) = before
+            .replaced(&rules(&["10.0.0.8 icmp -> dns", "10.0.0.9"]))
+            .unwrap();
+        assert_eq!(
+            difference.gone,
+            rules(&["10.0.0.1", "10.0.0.8 icmp -> echo"])
+        );
+        assert_eq!(difference.new, rules(&["10.0.0.8 icmp -> dns"]));
+        let guests: Vec<RuleId> = after.guests.iter().copied().collect();
+        assert_eq!(guests, [RuleId(1)]);
+        let (last, ..) = after.replaced(&rules(&[])).unwrap();
+        assert_eq!(numbered(&last), ["1 10.0.0.7 -> dns"]);
+    }
+
+    #[test]
+    fn a_rule_that_was_replaced_is_known_for_a_moment() {
+        let before = edition(&["10.0.0.1"], &[]);
+        let (after, ..) = before.replaced(&rules(&["10.0.0.2"])).unwrap();
+        let find = |to: &str| after.rule(Some(Transport::Udp), to.parse().unwrap(), 53);
+        assert!(find("10.0.0.1").is_some() && find("10.0.0.2").is_some());
+    }
+
+    fn edition(configured: &[&str], guests: &[&str]) -> Edition {
+        let mut set = RuleSet::new(rules(configured)).unwrap();
+        let guests = rules(guests).into_iter();
+        let guests = guests.map(|rule| set.insert(rule).unwrap()).collect();
+        Edition::new(set, guests, Vec::new()).unwrap()
+    }
+
+    fn numbered(edition: &Edition) -> Vec<String> {
+        let rules = edition.set.iter();
+        rules.map(|(id, rule)| format!("{id} {rule}")).collect()
+    }
+
+    fn rules(texts: &[&str]) -> Vec<Rule> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 }

@@ -3,6 +3,7 @@
 use std::mem;
 
 use anyhow::{Result, anyhow, bail};
+use tokio::sync::OwnedMutexGuard;
 use tracing::{debug, info, warn};
 
 use super::shared_kernel::SharedKernel;
@@ -45,6 +46,26 @@ enum State {
         transmitted: u64,
         _lock: Option<TapLock>,
     },
+}
+
+/// A change of the tunnels that is ready to be made.
+pub(super) struct Retap {
+    taps: OwnedMutexGuard<Taps>,
+    config: Config,
+    /// The tunnels to be, in order.
+    tunnels: Vec<(String, Plan)>,
+}
+
+/// What a tunnel is to be.
+enum Plan {
+    /// One of those that are there, by its place.
+    Keep(usize),
+    /// Tapped as soon as there is such an interface.
+    Wait,
+    /// Tapped at once.
+    Tap(Link),
+    /// What it has become.
+    Done(State),
 }
 
 impl Taps {
@@ -115,11 +136,15 @@ impl Taps {
 
     /// Leaves every tunnel; the way back of replies stays.
     pub(super) fn leave(&mut self) {
-        for tunnel in &mut self.tunnels {
-            if let State::Tapped { link, .. } = &tunnel.state {
-                self.kernel.with(|kernel| kernel.untap(link.index));
-            }
-            tunnel.state = State::Absent;
+        for position in 0..self.tunnels.len() {
+            let state = mem::replace(&mut self.tunnels[position].state, State::Absent);
+            self.leave_one(&state);
+        }
+    }
+
+    fn leave_one(&self, state: &State) {
+        if let State::Tapped { link, .. } = state {
+            self.kernel.with(|kernel| kernel.untap(link.index));
         }
     }
 
@@ -147,6 +172,39 @@ impl Taps {
     /// For `status`.
     pub(super) fn status(&self) -> Vec<InterfaceStatus> {
         self.tunnels.iter().map(Tunnel::status).collect()
+    }
+
+    /// Readies the taps that `config` names: what is new is tapped, what is named no more is left when the change is made.
+    ///
+    /// Fails where an interface cannot be tapped, as when another interceptor taps it; those that are not there yet are
+    /// waited for. Dropped, it leaves what it has tapped.
+    pub(super) async fn retap(taps: OwnedMutexGuard<Self>, config: &Config) -> Result<Retap> {
+        let mut retap = Retap {
+            taps,
+            config: config.clone(),
+            tunnels: Vec::new(),
+        };
+        for name in &config.interfaces {
+            let held = retap.taps.held(name, &config.interfaces);
+            let plan = match held {
+                Some(place) => Plan::Keep(place),
+                None => links::find(name).await?.map_or(Plan::Wait, Plan::Tap),
+            };
+            retap.tunnels.push((name.clone(), plan));
+        }
+        retap.tap()?;
+        Ok(retap)
+    }
+
+    /// The place of the tunnel that is called `name`: by its configured name, or because its interface is called so and
+    /// it has lost its configured name in `names`.
+    fn held(&self, name: &str, names: &[String]) -> Option<usize> {
+        self.position(|tunnel| tunnel.name == name).or_else(|| {
+            self.position(|tunnel| {
+                !names.contains(&tunnel.name)
+                    && matches!(&tunnel.state, State::Failed(link) | State::Tapped { link, .. } if link.name == name)
+            })
+        })
     }
 
     fn arrived(&mut self, link: Link) -> bool {
@@ -224,6 +282,11 @@ impl Taps {
     }
 
     fn tap(&mut self, position: usize, link: Link) -> Result<()> {
+        self.tunnels[position].state = self.attach(link, self.config.share)?;
+        Ok(())
+    }
+
+    fn attach(&self, link: Link, share: bool) -> Result<State> {
         let Link { name, index, .. } = &link;
         let Some(layer) = link_layer(&link) else {
             bail!(
@@ -235,7 +298,7 @@ impl Taps {
         }
         let lock = match lock(&link) {
             Ok(lock) => Some(lock),
-            Err(error) if self.config.share => {
+            Err(error) if share => {
                 info!("{error:#}; tapping it as well");
                 None
             }
@@ -250,26 +313,25 @@ impl Taps {
         };
         let transmitted = links::transmitted(name).unwrap_or(0);
         info!(interface = name, index, "tapped by {attached}");
-        self.tunnels[position].state = State::Tapped {
+        Ok(State::Tapped {
             link,
             attached,
             transmitted,
             _lock: lock,
-        };
-        Ok(())
+        })
     }
 
     /// Where replies go, as the tunnels are.
-    fn return_way(&self) -> ReturnWay {
-        let mut links = self.tapped();
-        match (links.next(), links.next()) {
-            (None, _) => ReturnWay::Direct,
-            (Some(only), None) if !self.direct && link_layer(only) == Some(LinkLayer::Ip) => {
+    fn return_way<'a>(&self, tapped: impl IntoIterator<Item = &'a Link>) -> ReturnWay {
+        let tapped: Vec<&Link> = tapped.into_iter().collect();
+        match *tapped.as_slice() {
+            [] => ReturnWay::Direct,
+            [only] if !self.direct && link_layer(only) == Some(LinkLayer::Ip) => {
                 ReturnWay::Tunnel(only.index)
             }
             _ => ReturnWay::Remembered {
-                otherwise: self
-                    .tapped()
+                otherwise: tapped
+                    .iter()
                     .find(|link| link_layer(link) == Some(LinkLayer::Ip))
                     .map_or(0, |link| link.index),
             },
@@ -278,7 +340,11 @@ impl Taps {
 
     /// Tells the kernel where replies go, if that has changed.
     fn update_return(&mut self) -> Result<()> {
-        let way = self.return_way();
+        let way = self.return_way(self.tapped());
+        self.tell_return(way)
+    }
+
+    fn tell_return(&mut self, way: ReturnWay) -> Result<()> {
         if self.told == Some(way) {
             return Ok(());
         }
@@ -299,6 +365,68 @@ impl Taps {
 
     fn position(&self, matches: impl Fn(&Tunnel) -> bool) -> Option<usize> {
         self.tunnels.iter().position(matches)
+    }
+}
+
+impl Retap {
+    fn tap(&mut self) -> Result<()> {
+        let Self {
+            taps,
+            config,
+            tunnels,
+        } = self;
+        let new = tunnels.iter().filter_map(|(_, plan)| match plan {
+            Plan::Tap(link) => Some(link),
+            Plan::Keep(_) | Plan::Wait | Plan::Done(_) => None,
+        });
+        // First, so that replies of the first flows already go back the way these came.
+        let way = taps.return_way(taps.tapped().chain(new));
+        taps.tell_return(way)?;
+        for (_, plan) in tunnels {
+            if let Plan::Tap(link) = plan {
+                *plan = Plan::Done(taps.attach(link.clone(), config.share)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the change.
+    pub(super) fn commit(mut self) {
+        let before = mem::take(&mut self.taps.tunnels).into_iter();
+        let mut before: Vec<Option<Tunnel>> = before.map(Some).collect();
+        for (name, plan) in mem::take(&mut self.tunnels) {
+            let state = match plan {
+                Plan::Keep(place) => {
+                    let kept = before.get_mut(place).and_then(Option::take);
+                    kept.map_or(State::Absent, |it| it.state)
+                }
+                Plan::Done(state) => state,
+                Plan::Wait | Plan::Tap(_) => {
+                    warn!("{}; waiting for it", net::NoSuchInterface::new(&name));
+                    State::Absent
+                }
+            };
+            self.taps.tunnels.push(Tunnel { name, state });
+        }
+        self.taps.config = self.config.clone();
+        for gone in before.into_iter().flatten() {
+            self.taps.leave_one(&gone.state);
+            info!(interface = gone.name, "left: it is configured no more");
+        }
+        // What is dropped here has nothing to take back, and tells the kernel where replies go.
+    }
+}
+
+impl Drop for Retap {
+    fn drop(&mut self) {
+        for (_, plan) in &self.tunnels {
+            if let Plan::Done(state) = plan {
+                self.taps.leave_one(state);
+            }
+        }
+        if let Err(error) = self.taps.update_return() {
+            warn!("{error:#}");
+        }
     }
 }
 

@@ -1,0 +1,319 @@
+//! What differs between two configurations, and what of it a running daemon cannot take over.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::error::Error;
+use super::layer::Key;
+use super::table::TableKind;
+use super::{Config, Sources, validate};
+
+/// One setting that is another, or one table more or less; values are as `interceptor check` shows them, so that no
+/// secret is among them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    /// The key, such as `dns.upstreams`, or a table's kind, such as `route`.
+    pub key: String,
+    /// What it was; null where it was not set, or not there.
+    pub before: Value,
+    /// What it is; null where it is not set, or not there any more.
+    pub after: Value,
+}
+
+impl Config {
+    /// Reads, merges and validates all sources as [`Config::load`] does, for a daemon that runs with this configuration.
+    ///
+    /// Fails also where a setting differs that only a restart can change; the error says where it is set.
+    pub fn load_again(&self, sources: &Sources) -> Result<Self, Error> {
+        let merged = sources.merged()?;
+        let after = validate::config(&merged, sources)?;
+        if self.intercepts() != after.intercepts() {
+            return Err(Error::value(
+                &merged.origin(Key::VirtualAddresses),
+                Key::VirtualAddresses,
+                "to begin or to cease to intercept needs a restart; nothing was changed",
+            ));
+        }
+        let mut fixed = Key::ALL.into_iter().filter(|key| !is_changeable(*key));
+        let Some(key) = fixed.find(|key| self.value(*key) != after.value(*key)) else {
+            return Ok(after);
+        };
+        let (here, there) = (Shown(&self.value(key)), Shown(&after.value(key)));
+        let hint = match key {
+            Key::CacheEnabled => "; `interceptor cache flush --all` forgets what is remembered",
+            _ => "",
+        };
+        Err(Error::value(
+            &merged.origin(key),
+            key,
+            format!("{here} → {there} needs a restart; nothing was changed{hint}"),
+        ))
+    }
+
+    /// What is different in `after`, key by key and table by table. Rules are left out: those of a running daemon are
+    /// not only the configuration's.
+    pub fn changes(&self, after: &Self) -> Vec<Change> {
+        let keys = Key::ALL.into_iter().filter_map(|key| {
+            let (before, after) = (self.value(key), after.value(key));
+            (before != after).then(|| Change {
+                key: key.to_string(),
+                before,
+                after,
+            })
+        });
+        let kinds = TableKind::ALL.into_iter();
+        let tables = kinds
+            .filter(|kind| *kind != TableKind::Rule)
+            .flat_map(|kind| {
+                let (before, after) = (self.tables(kind), after.tables(kind));
+                let gone = before.iter().filter(|it| !after.contains(it));
+                let gone = gone.map(|it| (it.clone(), Value::Null));
+                let new = after.iter().filter(|it| !before.contains(it));
+                let new = new.map(|it| (Value::Null, it.clone()));
+                let is_other_order = before != after;
+                let changes: Vec<Change> = gone
+                    .chain(new)
+                    .map(|(before, after)| Change {
+                        key: kind.name().to_owned(),
+                        before,
+                        after,
+                    })
+                    .collect();
+                if changes.is_empty() && is_other_order {
+                    return vec![Change {
+                        key: kind.name().to_owned(),
+                        before: Value::Array(before),
+                        after: Value::Array(after),
+                    }];
+                }
+                changes
+            });
+        keys.chain(tables).collect()
+    }
+}
+
+impl fmt::Display for Change {
+    /// One line, in the file's form.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, before, after } = self;
+        match (before, after) {
+            (Value::Null, Value::Object(_)) => write!(f, "{key} added: {}", Shown(after)),
+            (Value::Object(_), Value::Null) => write!(f, "{key} removed: {}", Shown(before)),
+            _ => write!(f, "{key}: {} → {}", Shown(before), Shown(after)),
+        }
+    }
+}
+
+/// A value in the file's form on one line.
+struct Shown<'a>(&'a Value);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(value) = self;
+        match value {
+            Value::Null => f.write_str("not set"),
+            Value::Object(fields) => {
+                let set = fields.iter().filter(|(_, value)| !value.is_null());
+                let set: Vec<String> = set.map(|(name, it)| format!("{name} = {it}")).collect();
+                f.write_str(&set.join(", "))
+            }
+            other => other.fmt(f),
+        }
+    }
+}
+
+/// Whether a running daemon can take another value of this. What is not, the kernel or a client has been given for good:
+/// devices and programs, the size of a map, a path, the form of what is written already.
+fn is_changeable(key: Key) -> bool {
+    match key {
+        Key::TunnelInterfaces
+        | Key::TunnelShare
+        | Key::VirtualAddresses
+        | Key::ReaderRoutes
+        | Key::BypassMark
+        | Key::DnsUpstreams
+        | Key::DnsStrategy
+        | Key::DnsParallel
+        | Key::DnsFailOn
+        | Key::DnsClientSubnet
+        | Key::DnsRandomizeCase
+        | Key::DnsAttemptTimeout
+        | Key::DnsRounds
+        | Key::DnsDeadline
+        | Key::NamesHosts
+        | Key::NamesZones
+        | Key::NamesSpecial
+        | Key::NamesTtl
+        | Key::CacheSize
+        | Key::CacheMinTtl
+        | Key::CacheMaxTtl
+        | Key::CacheMaxNegativeTtl
+        | Key::CacheFailureTtl
+        | Key::CachePrefetch
+        | Key::CacheServeStale
+        | Key::CacheStalePatience
+        | Key::CacheMaxStale
+        | Key::TcpMaxConnections
+        | Key::TcpIdleTimeout
+        | Key::LogFilter => true,
+        Key::TunnelAttach
+        | Key::ReaderKind
+        | Key::ReaderDevice
+        | Key::ReaderBusyPoll
+        | Key::BypassDevice
+        | Key::CacheEnabled
+        | Key::SharedCacheUrl
+        | Key::SharedCacheBudget
+        | Key::SharedCachePrefix
+        | Key::SharedCachePasswordFile
+        | Key::SharedCacheKeyFile
+        | Key::SharedCacheCa
+        | Key::SharedCacheBypass
+        | Key::KernelCacheEntries
+        | Key::ControlSocket
+        | Key::LogFormat
+        | Key::KernelObject => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use serde_json::json;
+
+    use super::super::layer::Layer;
+    use super::*;
+
+    #[test]
+    fn every_key_that_differs_is_told_with_both_values() {
+        let changes = changes(
+            "[dns]\nupstreams = [\"udp://192.0.2.1\"]\ndeadline = \"3s\"",
+            "[dns]\nupstreams = [\"udp://192.0.2.2\", \"tls://192.0.2.3\"]\ndeadline = \"3s\"\n\
+             [tunnel]\ninterfaces = [\"wg0\"]\n[log]\nfilter = \"debug\"",
+        );
+        let lines: Vec<String> = changes.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            lines,
+            [
+                r#"tunnel.interfaces: [] → ["wg0"]"#,
+                r#"dns.upstreams: ["udp://192.0.2.1"] → ["udp://192.0.2.2","tls://192.0.2.3"]"#,
+                r#"log.filter: "info" → "debug""#,
+            ]
+        );
+        assert_eq!(changes[0].before, json!([]));
+    }
+
+    #[test]
+    fn a_value_written_otherwise_is_no_change() {
+        let same = changes("[dns]\ndeadline = \"2s\"", "[dns]\ndeadline = \"2000ms\"");
+        assert_eq!(same, []);
+        let default = changes("", "[log]\nfilter = \"info\"");
+        assert_eq!(default, []);
+    }
+
+    #[test]
+    fn tables_are_told_one_by_one_and_rules_not_at_all() {
+        let route = |domain: &str, upstream: &str| {
+            format!("[[route]]\ndomains = [\"{domain}\"]\nupstreams = [\"udp://{upstream}\"]\n")
+        };
+        let stays = route("a.example", "192.0.2.1");
+        let changes = changes(
+            &format!("{stays}{}", route("b.example", "192.0.2.2")),
+            &format!(
+                "{}{stays}[[rule]]\ndestination = \"10.9.9.9\"",
+                route("b.example", "192.0.2.3")
+            ),
+        );
+        let lines: Vec<String> = changes.iter().map(ToString::to_string).collect();
+        let told = |how: &str, upstream: &str| {
+            format!(
+                r#"route {how}: domains = ["b.example"], upstreams = ["udp://{upstream}"], via = "bypass""#
+            )
+        };
+        assert_eq!(
+            lines,
+            [told("removed", "192.0.2.2"), told("added", "192.0.2.3")]
+        );
+    }
+
+    #[test]
+    fn what_is_not_set_is_told_so() {
+        let change = Change {
+            key: "bypass.mark".to_owned(),
+            before: Value::Null,
+            after: json!(7),
+        };
+        assert_eq!(change.to_string(), "bypass.mark: not set → 7");
+    }
+
+    #[test]
+    fn a_setting_that_needs_a_restart_is_refused_with_its_place() {
+        for (before, after, told) in [
+            (
+                "",
+                "[reader]\nkind = \"tun\"",
+                ":2:8: reader.kind: \"auto\" → \"tun\" needs a restart; nothing was changed",
+            ),
+            (
+                "[kernel_cache]\nentries = 64",
+                "[dns]\nrounds = 1",
+                "default: kernel_cache.entries: 64 → 16384 needs a restart; nothing was changed",
+            ),
+            (
+                "",
+                "[bypass]\n\ndevice = \"eth7\"",
+                ":3:10: bypass.device: not set → \"eth7\" needs a restart; nothing was changed",
+            ),
+            (
+                "",
+                "[cache]\nenabled = false",
+                ":2:11: cache.enabled: true → false needs a restart; nothing was changed; `interceptor cache flush \
+                 --all` forgets what is remembered",
+            ),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            let sources = sources(directory.path().join("c.toml"));
+            fs::write(sources.file.as_ref().unwrap(), before).unwrap();
+            let running = Config::load(&sources).unwrap();
+            fs::write(sources.file.as_ref().unwrap(), after).unwrap();
+            let refused = running.load_again(&sources).unwrap_err().to_string();
+            assert!(refused.ends_with(told), "{refused}");
+        }
+    }
+
+    #[test]
+    fn what_can_be_changed_is_loaded_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let sources = sources(directory.path().join("c.toml"));
+        fs::write(sources.file.as_ref().unwrap(), "").unwrap();
+        let running = Config::load(&sources).unwrap();
+        fs::write(sources.file.as_ref().unwrap(), "[cache]\nsize = \"8MiB\"").unwrap();
+        let after = running.load_again(&sources).unwrap();
+        assert_eq!(after.dns.cache.size, 8 << 20);
+    }
+
+    fn changes(before: &str, after: &str) -> Vec<Change> {
+        config(before).changes(&config(after))
+    }
+
+    fn config(text: &str) -> Config {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("c.toml");
+        fs::write(&file, text).unwrap();
+        Config::load(&sources(file)).unwrap()
+    }
+
+    fn sources(file: PathBuf) -> Sources {
+        Sources {
+            file: Some(file),
+            default_file: PathBuf::from("/nonexistent"),
+            environment: Vec::new(),
+            inherits_sockets: false,
+            flags: Layer::default(),
+        }
+    }
+}
