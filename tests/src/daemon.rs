@@ -1,10 +1,12 @@
 //! The daemon under test: started, asked, stopped.
 
+use std::collections::VecDeque;
 use std::env;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -21,7 +23,7 @@ use crate::wait::until;
 pub struct Daemon {
     process: Process,
     control: PathBuf,
-    notify: UnixDatagram,
+    notifications: Notifications,
     namespace: Arc<Namespace>,
     arguments: Vec<String>,
     scratch: Scratch,
@@ -50,14 +52,12 @@ impl Daemon {
     /// Starts it without waiting.
     pub fn launch(namespace: &Arc<Namespace>, arguments: &[&str]) -> Result<Self> {
         let scratch = Scratch::new()?;
-        let notify =
-            UnixDatagram::bind(scratch.path(NOTIFY)).context("cannot make a notify socket")?;
-        notify.set_read_timeout(Some(Duration::from_millis(20)))?;
+        let notifications = Notifications::at(&scratch.path(NOTIFY))?;
         let arguments: Vec<_> = arguments.iter().map(|&word| word.to_owned()).collect();
         Ok(Self {
             process: spawn(namespace, &scratch, &arguments)?,
             control: scratch.path(CONTROL),
-            notify,
+            notifications,
             namespace: Arc::clone(namespace),
             arguments,
             scratch,
@@ -85,7 +85,6 @@ impl Daemon {
 
     /// Waits until a notification with the line `state` arrives.
     pub fn wait_notification(&mut self, state: &str) -> Result<()> {
-        let mut buffer = [0; 4096];
         let mut texts = Vec::new();
         until(&format!("the daemon notifies {state}"), || {
             if self.process.has_ended() {
@@ -94,8 +93,7 @@ impl Daemon {
                     self.process.log()
                 )));
             }
-            let length = self.notify.recv(&mut buffer).ok()?;
-            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            let text = self.notifications.next()?;
             let found = text.lines().any(|line| line == state);
             texts.push(text);
             found.then_some(Ok(()))
@@ -114,6 +112,11 @@ impl Daemon {
         status
             .code()
             .with_context(|| format!("interceptor {status}"))
+    }
+
+    /// Has it read its configuration again: SIGHUP.
+    pub fn hang_up(&self) -> Result<()> {
+        self.process.signal(Signal::SIGHUP)
     }
 
     /// Kills it: SIGKILL.
@@ -228,6 +231,36 @@ impl Daemon {
         let mut command = Command::new(binary()?);
         command.args(arguments).arg("--control").arg(&self.control);
         Ok(command)
+    }
+}
+
+/// What the daemon tells its service manager, taken as it comes as a manager does: who notifies waits for that.
+#[derive(Debug)]
+struct Notifications(Arc<Mutex<VecDeque<String>>>);
+
+impl Notifications {
+    fn at(path: &Path) -> Result<Self> {
+        let socket = UnixDatagram::bind(path).context("cannot make a notify socket")?;
+        socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+        let texts = Arc::new(Mutex::new(VecDeque::new()));
+        let weak = Arc::downgrade(&texts);
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Some(texts) = weak.upgrade() {
+                if let Ok(length) = socket.recv(&mut buffer) {
+                    let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                    let mut texts = texts.lock().unwrap_or_else(PoisonError::into_inner);
+                    texts.push_back(text);
+                }
+            }
+        });
+        Ok(Self(texts))
+    }
+
+    fn next(&self) -> Option<String> {
+        let Self(texts) = self;
+        let mut texts = texts.lock().unwrap_or_else(PoisonError::into_inner);
+        texts.pop_front()
     }
 }
 

@@ -20,6 +20,7 @@ mod listen;
 mod names;
 mod query;
 mod readers;
+mod reload;
 mod routes;
 mod routing;
 mod rules;
