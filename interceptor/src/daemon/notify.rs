@@ -1,6 +1,7 @@
 //! Word to the service manager, as sd_notify(3) has it; one that does not listen holds nothing up for long.
 
 use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -34,7 +35,11 @@ fn send(manager: &OsStr, state: &[NotifyState<'_>]) -> io::Result<()> {
         [NotifyState::Watchdog] => socket.set_nonblocking(true)?,
         _ => socket.set_write_timeout(Some(PATIENCE))?,
     }
-    let lines: String = state.iter().map(|it| format!("{it}\n")).collect();
+    let mut lines = String::new();
+    for line in state {
+        // Writing to a String cannot fail.
+        let _ = writeln!(lines, "{line}");
+    }
     socket.send_to_addr(lines.as_bytes(), &address)?;
     Ok(())
 }

@@ -122,7 +122,7 @@ impl Resolver {
                 cache.meter.hits.add();
                 let elsewhere = self.core.given_elsewhere(&entry, now);
                 self.core.used(cache, &entry, 1 + elsewhere, now);
-                self.core.offer(cache, generation, &entry);
+                self.core.offer(cache, generation, &entry, now);
                 trace::decided(MEMORY, entry.rcode(), || {
                     let (age, left) = (
                         now.seconds_since(entry.stored()),
@@ -400,7 +400,7 @@ impl Core {
                 let cache = core.cache.as_ref();
                 let kept = cache.and_then(|it| it.settle(key.as_ref(), generation, &outcome, now));
                 if is_popular && let (Some(cache), Some(entry)) = (cache, &kept) {
-                    core.offer(cache, generation, entry);
+                    core.offer(cache, generation, entry, now);
                 }
                 if origin == Origin::Upstream
                     && let (Some(shared), Some(entry)) = (shared, &kept)
@@ -442,9 +442,10 @@ impl Core {
     }
 
     /// Hands on an answer of `generation`.
-    fn offer(&self, cache: &Cache, generation: u64, entry: &Entry) {
+    fn offer(&self, cache: &Cache, generation: u64, entry: &Entry, now: Moment) {
         if let Some(answers) = &self.answers
             && entry.kind() != Kind::Failure
+            && entry.is_offer_due(generation, now)
         {
             cache.while_current(generation, || {
                 if !self

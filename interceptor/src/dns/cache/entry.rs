@@ -21,6 +21,9 @@ const TABLES: usize = 96;
 /// Octets of an allocation's own: the allocator's header, the reference count, the length.
 const ALLOCATION: usize = 8 + 8 + 8;
 
+/// What no generation and second come to, but once in a century.
+const NEVER: u64 = u64::MAX;
+
 /// An answer in memory; cheap to clone.
 #[derive(Clone)]
 pub struct Entry(ThinArc<Head, u8>);
@@ -46,6 +49,8 @@ struct Head {
     /// In seconds.
     lifetime: u32,
     hits: AtomicU32,
+    /// The cache's generation and the second in which others were offered the answer last, the lower half of each.
+    offered: AtomicU64,
     counts: [u16; 3],
     flags: Flags,
     key_length: u16,
@@ -72,6 +77,7 @@ impl Entry {
             retry_at: AtomicU64::new(0),
             lifetime: verdict.lifetime,
             hits: AtomicU32::new(0),
+            offered: AtomicU64::new(NEVER),
             counts: verdict.counts,
             flags: verdict.flags,
             key_length: key.octets().len() as u16,
@@ -79,6 +85,19 @@ impl Entry {
             kind: verdict.kind,
         };
         Self(ThinArc::from_header_and_slice(head, &octets))
+    }
+
+    /// Whether others are to be offered it now, in `generation` of the cache: once a second, because they may have lost it,
+    /// and no more often, because most of what is asked for here was not theirs to answer.
+    pub(in crate::dns) fn is_offer_due(&self, generation: u64, now: Moment) -> bool {
+        let second = now.millis() / 1000;
+        let this = generation << 32 | second & u64::from(u32::MAX);
+        let offered = &self.head().offered;
+        let is_due = offered.load(Ordering::Relaxed) != this;
+        if is_due {
+            offered.store(this, Ordering::Relaxed);
+        }
+        is_due
     }
 
     /// What it is kept under.

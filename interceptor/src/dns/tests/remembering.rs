@@ -293,6 +293,30 @@ async fn what_is_asked_for_again_is_offered_to_others_until_a_flush() {
 }
 
 #[tokio::test]
+async fn an_answer_in_use_is_offered_once_a_second_and_at_once_after_a_flush_of_others() {
+    let upstream = FakeUpstream::bind().await;
+    let sink = Arc::new(Sink::default());
+    let (server, clock) = remembering_for(&upstream, Some(sink.clone()), |_| {});
+    let question = query("www.example.", "A");
+    tokio::join!(ask(&server, &question), upstream.answer_once(1));
+    let offers = || sink.offered.lock().unwrap().len();
+    for _ in 0..3 {
+        ask(&server, &question).await;
+    }
+    assert_eq!(offers(), 1);
+
+    clock.advance(1);
+    for _ in 0..3 {
+        ask(&server, &question).await;
+    }
+    assert_eq!(offers(), 2);
+
+    server.flush(&Scope::Name("elsewhere.example".parse().unwrap()));
+    ask(&server, &question).await;
+    assert_eq!(offers(), 3);
+}
+
+#[tokio::test]
 async fn after_a_flush_upstreams_are_asked_anew_and_what_was_in_flight_is_not_stored() {
     let upstream = FakeUpstream::bind().await;
     let (server, _clock) = remembering(&upstream, |_| {});
