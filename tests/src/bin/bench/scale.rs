@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use lab::Scratch;
+use lab::{Scratch, Software};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt as _, SeedableRng as _};
@@ -16,7 +16,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use crate::bench::{Bench, Effort};
 use crate::load::names::{Kind, Names};
 use crate::load::{Outcome, Pace, Plan, Transport};
-use crate::peers::{BpfStatistics, Meter, Running, Stage};
+use crate::peers::{BpfStatistics, Meter, Running, Stage, Subject, TunnelKind, Variant};
 use crate::progress::Progress;
 use crate::reader::{IDLE, SETTLING};
 use crate::report::{Better, Label};
@@ -27,6 +27,9 @@ pub(crate) const METHOD: &str = "\
 The daemon on a bare TUN, asked for names that it has been asked for before. `start` is the time from the program's start \
 until its rules are in force. `memory` is what is resident (VmRSS). Rules are random addresses in 10.0.0.0/8, given in \
 a configuration file; latency is that of one query in flight over UDP, and CPU, as in `answer`, that of 32. \
+Names are in memory, none of them in the kernel (`--kernel-cache off --cache-size 1GiB`): each is asked for once, and \
+then all of them in turn, neighbours far apart. `memory per name` is what becomes resident while 200,000 names are asked \
+for, by that number, of the daemon and of unbound as a forwarder to the same authority. \
 Clients are TCP connections that are kept, each with one query in flight; `[tcp] max_connections` is 6,000. `idle CPU` is \
 over ten seconds. Over time: UDP with 64 queries in flight for ten minutes (a quick run: twelve seconds), memory \
 read at intervals.";
@@ -34,14 +37,20 @@ read at intervals.";
 const SUBJECT: &str = "interceptor";
 const RULES: [usize; 5] = [1, 10, 100, 1_000, 10_000];
 const CLIENTS: [u16; 4] = [10, 100, 1_000, 5_000];
+/// Names in memory whose hits are compared; of a quick run, a tenth of the greater one.
+const NAMES: [u32; 2] = [1_000, 1_000_000];
+/// Names by which memory is divided: as many as fit what unbound is given.
+const NAMES_OF_MEMORY: u32 = 200_000;
 const SEED: u64 = 0x1ce7;
 
 pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let extent = Extent::of(bench.effort());
     allow_files()?;
-    let stage = Stage::set()?;
+    let mut stage = Stage::set()?;
     let scratch = Scratch::new()?;
-    let steps = extent.rounds * (RULES.len() + CLIENTS.len()) + 1 + extent.samples;
+    let in_rounds = extent.rounds * (RULES.len() + CLIENTS.len());
+    let with_names = extent.fillings * NAMES.len() + KEEPERS.len();
+    let steps = in_rounds + with_names + 1 + extent.samples;
     let mut progress = Progress::new(NAME, steps);
     for _ in 0..extent.rounds {
         for count in RULES {
@@ -69,6 +78,10 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
             note(bench, &case, measured);
         }
     }
+    names(bench, &mut stage, &extent, &mut progress)?;
+    if bench.interrupted() {
+        return Ok(());
+    }
     progress.step("idle");
     let measured = over_time(bench, &stage, &extent, &mut progress);
     note(bench, "over time", measured);
@@ -78,6 +91,10 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
 /// How much is measured.
 struct Extent {
     rounds: usize,
+    /// How often a cache is filled.
+    fillings: usize,
+    /// Of how many names the greater number is.
+    most_names: u32,
     load: Duration,
     /// Memory readings under load, and the time between them.
     samples: usize,
@@ -89,12 +106,16 @@ impl Extent {
         match effort {
             Effort::Quick => Self {
                 rounds: 1,
+                fillings: 1,
+                most_names: NAMES[1] / 10,
                 load: Duration::from_millis(400),
                 samples: 6,
                 interval: Duration::from_secs(2),
             },
             Effort::Full => Self {
                 rounds: 5,
+                fillings: 3,
+                most_names: NAMES[1],
                 load: Duration::from_secs(1),
                 samples: 20,
                 interval: Duration::from_secs(30),
@@ -175,6 +196,90 @@ fn clients(
     add(bench, case, "memory", "MiB", peak(&running)?);
     add(bench, case, "lost", "queries", outcome.lost as f64);
     Ok(())
+}
+
+/// What a hit costs among few names and among many, and what a name takes.
+fn names(
+    bench: &mut Bench,
+    stage: &mut Stage,
+    extent: &Extent,
+    progress: &mut Progress,
+) -> Result<()> {
+    for _ in 0..extent.fillings {
+        for count in NAMES.map(|count| count.min(extent.most_names)) {
+            if bench.interrupted() {
+                return Ok(());
+            }
+            let case = format!("{} names in memory", grouped(count as usize));
+            progress.step(&case);
+            let measured = hits(bench, stage, count, &case, extent);
+            note(bench, &case, measured);
+        }
+    }
+    for subject in KEEPERS {
+        if bench.interrupted() {
+            return Ok(());
+        }
+        let case = format!("{} names in memory", grouped(NAMES_OF_MEMORY as usize));
+        progress.step(&format!("{}: {case}", subject.name()));
+        match memory_per_name(stage, subject) {
+            Ok(bytes) => {
+                let label = label(&case, subject.name(), "memory per name", "B", Better::Lower);
+                let series = bench.results.series_of(label);
+                bench.results.add(series, bytes);
+            }
+            Err(_) if bench.interrupted() => return Ok(()),
+            Err(error) => {
+                let text = format!("{case}: {error:#}");
+                bench.results.remark(NAME, subject.name(), &text);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn hits(
+    bench: &mut Bench,
+    stage: &mut Stage,
+    count: u32,
+    case: &str,
+    extent: &Extent,
+) -> Result<()> {
+    let running = stage.start(KEEPERS[0])?;
+    let mut names = Names::new(Kind::Many(count));
+    fill(stage, &running, count, &mut names)?;
+    let (outcome, cost) = cost(&running, || {
+        let udp = Transport::Udp;
+        load(stage, &running, udp, (4, 8), 2 * extent.load, &mut names)
+    })?;
+    bench_throughput(bench, case, outcome.per_second());
+    add(bench, case, "CPU", "µs/query", cost);
+    Ok(())
+}
+
+fn memory_per_name(stage: &mut Stage, subject: Subject) -> Result<f64> {
+    let running = stage.start(subject)?;
+    let mut names = Names::new(Kind::Many(NAMES_OF_MEMORY));
+    // What is taken once, for the first queries, is no name's.
+    fill(stage, &running, WARMING_NAMES, &mut names)?;
+    let before = resident(&running)?;
+    fill(stage, &running, NAMES_OF_MEMORY - WARMING_NAMES, &mut names)?;
+    let mebibytes = resident(&running)? - before;
+    Ok(mebibytes * 1_048_576.0 / f64::from(NAMES_OF_MEMORY - WARMING_NAMES))
+}
+
+/// Asks for the next `count` names, and a few more.
+fn fill(stage: &Stage, running: &Running, count: u32, names: &mut Names) -> Result<()> {
+    let mut answered = 0;
+    for _ in 0..FILLING_MAX {
+        let (udp, slice) = (Transport::Udp, Duration::from_millis(200));
+        let outcome = load(stage, running, udp, (4, 8), slice, names)?;
+        answered += outcome.answered;
+        if answered >= u64::from(count) {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("{answered} names only were answered while the cache was filled")
 }
 
 fn over_time(
@@ -272,15 +377,26 @@ fn record(
     better: Better,
     value: f64,
 ) {
-    let series = bench.results.series_of(Label {
+    let label = label(case, SUBJECT, metric, unit, better);
+    let series = bench.results.series_of(label);
+    bench.results.add(series, value);
+}
+
+fn label(
+    case: &str,
+    subject: &'static str,
+    metric: &'static str,
+    unit: &'static str,
+    better: Better,
+) -> Label {
+    Label {
         suite: NAME,
         case: case.to_owned(),
-        subject: SUBJECT,
+        subject,
         metric,
         unit,
         better,
-    });
-    bench.results.add(series, value);
+    }
 }
 
 /// Resident memory in MiB.
@@ -332,8 +448,30 @@ fn allow_files() -> Result<()> {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of files")
 }
 
+/// Whose memory is divided by names; the first one's hits are measured as well.
+const KEEPERS: [Subject; 2] = [
+    Subject::Interceptor(Variant {
+        name: SUBJECT,
+        tunnel: TunnelKind::Bare,
+        arguments: &["--kernel-cache", "off", "--cache-size", "1GiB"],
+    }),
+    Subject::Peer(Software::Unbound),
+];
+
+/// Names that are asked for before memory is looked at.
+const WARMING_NAMES: u32 = 2_000;
+
+/// How often a load of a fifth of a second is put on a cache to fill it: five minutes.
+const FILLING_MAX: u32 = 1_500;
+
 fn grouped(count: usize) -> String {
     match count {
+        1_000_000.. => format!(
+            "{},{:03},{:03}",
+            count / 1_000_000,
+            count / 1_000 % 1_000,
+            count % 1_000
+        ),
         1_000.. => format!("{},{:03}", count / 1_000, count % 1_000),
         _ => count.to_string(),
     }
@@ -353,6 +491,7 @@ mod tests {
 
     #[test]
     fn thousands_are_grouped() {
-        assert_eq!([1, 100, 10_000].map(grouped), ["1", "100", "10,000"]);
+        let grouped = [1, 100, 10_000, 1_002_003].map(grouped);
+        assert_eq!(grouped, ["1", "100", "10,000", "1,002,003"]);
     }
 }

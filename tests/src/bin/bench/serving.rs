@@ -308,6 +308,7 @@ impl Session<'_> {
         let enough = match self.suite.names {
             Kind::Known => 2 * u64::from(HOSTS),
             Kind::Unique => u64::from(HOSTS) / 4,
+            Kind::Many(count) => 2 * u64::from(count),
         };
         let (clients, window) = self.case.cost;
         let mut answered = 0;
@@ -406,6 +407,7 @@ impl Session<'_> {
         match self.suite.names {
             Kind::Known => HOSTS.into(),
             Kind::Unique => 150_000 * self.extent.dnsperf,
+            Kind::Many(count) => count,
         }
     }
 

@@ -38,7 +38,7 @@ const RULES: usize = 1_000;
 pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let (rounds, time) = match bench.effort() {
         Effort::Quick => (6, Duration::from_millis(400)),
-        Effort::Full => (32, Duration::from_millis(500)),
+        Effort::Full => (20, Duration::from_millis(500)),
     };
     let scratch = Scratch::new()?;
     let text = configuration(RULES);

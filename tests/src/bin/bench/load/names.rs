@@ -21,6 +21,8 @@ pub(crate) enum Kind {
     Known,
     /// Random names: 64 random bits each, so that nobody has seen one before.
     Unique,
+    /// So many names, each once before any comes again, neighbours far apart.
+    Many(u32),
 }
 
 /// An endless supply of queries.
@@ -28,6 +30,7 @@ pub(crate) enum Kind {
 pub(crate) struct Names {
     kind: Kind,
     next: u16,
+    turn: u32,
     random: Xoshiro256PlusPlus,
     zone: Vec<u8>,
 }
@@ -43,6 +46,7 @@ impl Names {
         Self {
             kind,
             next: 0,
+            turn: 0,
             random: Xoshiro256PlusPlus::seed_from_u64(rand::random()),
             zone,
         }
@@ -66,6 +70,10 @@ impl Names {
                 push_hexadecimal(self.random.random(), framed);
                 WILDCARD
             }
+            Kind::Many(count) => {
+                push_hexadecimal(self.one_of_many(count), framed);
+                WILDCARD
+            }
         };
         framed.extend_from_slice(&self.zone);
         framed.extend_from_slice(&[0, 1, 0, 1]);
@@ -85,9 +93,19 @@ impl Names {
                     writeln!(text, "h{}.{ZONE} A", self.next)
                 }
                 Kind::Unique => writeln!(text, "{:016x}.{ZONE} A", self.random.random::<u64>()),
+                Kind::Many(count) => writeln!(text, "{:016x}.{ZONE} A", self.one_of_many(count)),
             };
         }
         text
+    }
+}
+
+impl Names {
+    /// The next of `count` numbers: a stride that is prime comes by each of them before it comes by one again.
+    fn one_of_many(&mut self, count: u32) -> u64 {
+        let number = u64::from(self.turn) * STRIDE % u64::from(count);
+        self.turn = (self.turn + 1) % count;
+        number
     }
 }
 
@@ -176,11 +194,25 @@ fn push_hexadecimal(number: u64, message: &mut Vec<u8>) {
 
 const HEADER: usize = 12;
 
+/// A prime, greater than any number of names.
+const STRIDE: u64 = 4_294_967_291;
+
 #[cfg(test)]
 mod tests {
     use lab::dns;
 
     use super::*;
+
+    #[test]
+    fn each_of_many_names_comes_once_before_any_comes_again() {
+        let mut names = Names::new(Kind::Many(1_000));
+        let round = |names: &mut Names| -> std::collections::BTreeSet<u64> {
+            (0..1_000).map(|_| names.one_of_many(1_000)).collect()
+        };
+
+        assert_eq!(round(&mut names), (0..1_000).collect());
+        assert_eq!(round(&mut names).len(), 1_000);
+    }
 
     #[test]
     fn a_query_is_read_as_what_it_asks_for() {
