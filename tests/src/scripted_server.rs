@@ -143,7 +143,7 @@ impl ScriptedServer {
             script: Arc::new(script),
             counts: Arc::clone(&counts),
         };
-        let _context = runtime.enter();
+        let context = runtime.enter();
         match transport {
             Transport::Udp => {
                 let socket = namespace.udp(local)?;
@@ -188,7 +188,7 @@ impl ScriptedServer {
                 });
             }
         }
-        drop(_context);
+        drop(context);
         Ok(Self {
             runtime: Some(runtime),
             counts,
@@ -215,10 +215,12 @@ impl Drop for ScriptedServer {
     }
 }
 
+type Script = dyn Fn(&[u8]) -> Vec<Act> + Send + Sync;
+
 /// What a query meets.
 #[derive(Clone)]
 struct Stage {
-    script: Arc<dyn Fn(&[u8]) -> Vec<Act> + Send + Sync>,
+    script: Arc<Script>,
     counts: Arc<Counts>,
 }
 

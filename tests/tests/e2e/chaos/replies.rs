@@ -9,7 +9,7 @@ use lab::{Act, Transport};
 use super::{FORGED, Holdings, Outcome, Stage, answer, is_about, right};
 
 /// What a server may send in place of a reply, and how it is made of a reply that would be believed.
-const FORGERIES: [(&str, fn(Vec<u8>) -> Vec<u8>); 12] = [
+const FORGERIES: [(&str, Forge); 12] = [
     ("garbage", |_| b"neither DNS nor anything else".to_vec()),
     ("short", |reply| reply[..7].to_vec()),
     ("id", |mut reply| {
@@ -134,6 +134,8 @@ fn late_replies_are_nobodys() -> Result<()> {
     stage.wait_until_answered(&Transport::ALL)?;
     before.wait_until_back(&daemon)
 }
+
+type Forge = fn(Vec<u8>) -> Vec<u8>;
 
 /// The forgery that the name in `query` asks for; none where it asks for none.
 fn forgeries(query: &[u8]) -> Vec<Act> {
