@@ -66,6 +66,12 @@ impl Capture {
         Ok(packets)
     }
 
+    /// Whether `octets` stand in what was captured so far: of each packet, in its first 256 octets.
+    pub fn holds(&self, octets: &[u8]) -> Result<bool> {
+        let bytes = fs::read(&self.file).context("cannot read the capture")?;
+        Ok(bytes.windows(octets.len()).any(|window| window == octets))
+    }
+
     /// Waits until a packet for which `matches` holds was captured; what was sent before it has been seen, too.
     pub fn wait_for(&self, what: &str, matches: impl Fn(&Packet) -> bool) -> Result<()> {
         until(&format!("a capture of {what}"), || {

@@ -38,6 +38,9 @@ struct Shared {
 }
 
 impl ImpairedPath {
+    /// The name of the device that it begins and ends with.
+    pub const DEVICE: &str = DEVICE;
+
     /// Leads what `client` sends from `client_address` to `server_address`, which `server` has, over the path, and what
     /// comes back.
     pub fn lay(
@@ -143,7 +146,6 @@ fn wait(device: &SyncDevice, time: Duration) {
     let _ = poll(&mut fds, PollTimeout::from(milliseconds));
 }
 
-/// The devices' name, at either end.
 const DEVICE: &str = "impaired0";
 /// The routing table that leads back.
 const TABLE: u32 = 77;

@@ -72,6 +72,7 @@ fn replies_without_end_cost_their_query_and_nothing_else() -> Result<()> {
         stage.wait_until_answered(&Transport::ALL)?;
     }
 
+    stage.assert_nothing_in_plain_text()?;
     before.wait_until_back(&daemon)
 }
 

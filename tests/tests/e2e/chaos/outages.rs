@@ -76,6 +76,7 @@ fn in_a_drizzle_of_resets_every_client_gets_the_answer_or_an_explained_failure()
 
     assert!(answered > 0, "nothing got through");
     stage.wait_until_answered(&Transport::ALL)?;
+    stage.assert_nothing_in_plain_text()?;
     before.wait_until_back(&daemon)
 }
 
@@ -159,6 +160,7 @@ fn outlives(
     end(&stage, &mut servers)?;
 
     stage.wait_until_answered(&Transport::ALL)?;
+    stage.assert_nothing_in_plain_text()?;
     before.wait_until_back(&daemon)
 }
 

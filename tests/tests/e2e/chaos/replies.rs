@@ -132,6 +132,7 @@ fn late_replies_are_nobodys() -> Result<()> {
     }
 
     stage.wait_until_answered(&Transport::ALL)?;
+    stage.assert_nothing_in_plain_text()?;
     before.wait_until_back(&daemon)
 }
 

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use lab::{ImpairedPath, Impairment, Transport};
+use lab::{Capture, ImpairedPath, Impairment, Transport};
 
-use super::{Holdings, Outcome, SERVER_V4, Stage, answer};
+use super::{Holdings, Outcome, SERVER_V4, Stage, answer, assert_hidden};
 
 /// The client's address on the way to the servers.
 const CLIENT: std::net::Ipv4Addr = std::net::Ipv4Addr::new(192, 0, 2, 2);
@@ -25,6 +25,7 @@ fn over_a_path_that_loses_a_third_and_delays_the_rest_clients_get_answers_or_exp
     };
     let (client, net) = (&stage.lab.client, &stage.lab.net);
     let path = ImpairedPath::lay(client, CLIENT, net, SERVER_V4, bad)?;
+    let on_the_path = Capture::start(client, ImpairedPath::DEVICE)?;
     let mut answered = 0;
     for _ in 0..5 {
         let outcomes = stage.ask_all("storm", &Transport::ALL)?;
@@ -43,5 +44,8 @@ fn over_a_path_that_loses_a_third_and_delays_the_rest_clients_get_answers_or_exp
     path.set(Impairment::default());
     stage.wait_until_answered(&Transport::ALL)?;
     stage.assert_all_answered("calm", &Transport::ALL)?;
+    on_the_path.wait_for("a plain query", |packet| packet.involves_port(53))?;
+    assert_hidden(&on_the_path)?;
+    stage.assert_nothing_in_plain_text()?;
     before.wait_until_back(&daemon)
 }
