@@ -78,7 +78,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
             note(bench, &case, measured);
         }
     }
-    names(bench, &mut stage, &extent, &mut progress)?;
+    names(bench, &mut stage, &extent, &mut progress);
     if bench.interrupted() {
         return Ok(());
     }
@@ -204,11 +204,11 @@ fn names(
     stage: &mut Stage,
     extent: &Extent,
     progress: &mut Progress,
-) -> Result<()> {
+) {
     for _ in 0..extent.fillings {
         for count in NAMES.map(|count| count.min(extent.most_names)) {
             if bench.interrupted() {
-                return Ok(());
+                return;
             }
             let case = format!("{} names in memory", grouped(count as usize));
             progress.step(&case);
@@ -218,7 +218,7 @@ fn names(
     }
     for subject in KEEPERS {
         if bench.interrupted() {
-            return Ok(());
+            return;
         }
         let case = format!("{} names in memory", grouped(NAMES_OF_MEMORY as usize));
         progress.step(&format!("{}: {case}", subject.name()));
@@ -228,14 +228,13 @@ fn names(
                 let series = bench.results.series_of(label);
                 bench.results.add(series, bytes);
             }
-            Err(_) if bench.interrupted() => return Ok(()),
+            Err(_) if bench.interrupted() => return,
             Err(error) => {
                 let text = format!("{case}: {error:#}");
                 bench.results.remark(NAME, subject.name(), &text);
             }
         }
     }
-    Ok(())
 }
 
 fn hits(
