@@ -175,6 +175,12 @@ impl Listeners {
         }
     }
 
+    /// Has `max_connections` be open at most from here on, of all listeners together. Those beyond it stay until others
+    /// come, which take the place of those that are idle for longest.
+    pub fn bound(&self, max_connections: usize) {
+        self.connections.bound(max_connections);
+    }
+
     /// Does all that can fail about listening at `listens`, and at the sockets of `inherited`, and nowhere else but at
     /// sockets inherited before. An inherited socket at one of the places of `listens` is used for it.
     ///

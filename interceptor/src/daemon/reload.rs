@@ -129,11 +129,11 @@ impl Plan {
         self.log(reloads, before, after);
         self.names(parts, before, after).await?;
         self.listeners(parts, before, after)?;
+        self.bounds(parts, before, after);
         self.dns(parts, before, after);
         let Some(interception) = &parts.interception else {
             return Ok(());
         };
-        self.netstack(interception, before, after);
         self.rules(interception, after).await?;
         self.tunnels(interception, before, after).await
     }
@@ -192,12 +192,17 @@ impl Plan {
         Ok(())
     }
 
-    fn netstack(&mut self, parts: &Interception, before: &Config, after: &Config) {
+    fn bounds(&mut self, parts: &Parts, before: &Config, after: &Config) {
         if before.tcp == after.tcp {
             return;
         }
-        let (netstack, tcp) = (parts.netstack.clone(), after.tcp.clone());
-        self.then(move || netstack.set_bounds(&tcp));
+        let (parts, tcp) = (parts.clone(), after.tcp.clone());
+        self.then(move || {
+            parts.listeners().bound(tcp.max_connections);
+            if let Some(interception) = &parts.interception {
+                interception.netstack.set_bounds(&tcp);
+            }
+        });
     }
 
     /// Whatever the configuration was before: rules may have been added and removed meanwhile.

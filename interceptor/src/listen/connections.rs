@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What is open, by number.
 pub(super) struct Connections {
-    most: usize,
+    most: AtomicUsize,
     started: Instant,
     next: AtomicU64,
     open: Mutex<HashMap<u64, Arc<Seat>>>,
@@ -39,11 +39,16 @@ pub(super) struct Connection<S> {
 impl Connections {
     pub(super) fn new(most: usize) -> Arc<Self> {
         Arc::new(Self {
-            most,
+            most: AtomicUsize::new(most),
             started: Instant::now(),
             next: AtomicU64::new(0),
             open: Mutex::default(),
         })
+    }
+
+    /// Has `most` be open at most from here on. Those beyond it stay until others come.
+    pub(super) fn bound(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
     }
 
     /// Gives `stream` a place; tells whether another has lost its own.
@@ -52,18 +57,19 @@ impl Connections {
         let seat = Arc::new(Seat::default());
         seat.active.store(self.now(), Ordering::Relaxed);
         let mut open = self.open();
-        let evicted = if open.len() < self.most {
-            None
-        } else {
+        let mut evicted: Vec<Arc<Seat>> = Vec::new();
+        while open.len() >= self.most.load(Ordering::Relaxed) {
             let idlest = open
                 .iter()
                 .min_by_key(|(number, seat)| (seat.active.load(Ordering::Relaxed), **number));
-            let idlest = idlest.map(|(number, _)| *number);
-            idlest.and_then(|number| open.remove(&number))
-        };
+            let Some(idlest) = idlest.map(|(number, _)| *number) else {
+                break;
+            };
+            evicted.extend(open.remove(&idlest));
+        }
         open.insert(number, Arc::clone(&seat));
         drop(open);
-        if let Some(evicted) = &evicted {
+        for evicted in &evicted {
             evicted.is_evicted.store(true, Ordering::Release);
             evicted.waker.wake();
         }
@@ -73,7 +79,7 @@ impl Connections {
             seat,
             connections: Arc::clone(self),
         };
-        (connection, evicted.is_some())
+        (connection, !evicted.is_empty())
     }
 
     /// How many are open.
@@ -197,6 +203,19 @@ mod tests {
         drop(first);
         let (_second, evicted) = connections.admit(());
         assert!(!evicted);
+        assert_eq!(connections.count(), 1);
+    }
+
+    #[test]
+    fn beneath_a_lower_cap_the_next_takes_the_place_of_all_beyond_it() {
+        let connections = Connections::new(3);
+        let held: Vec<_> = (0..3).map(|_| connections.admit(()).0).collect();
+        connections.bound(2);
+        assert_eq!(connections.count(), 3);
+        let (_next, evicted) = connections.admit(());
+        assert!(evicted);
+        assert_eq!(connections.count(), 2);
+        drop(held);
         assert_eq!(connections.count(), 1);
     }
 

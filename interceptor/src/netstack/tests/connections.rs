@@ -12,6 +12,7 @@ use super::super::packet::IpPacket;
 use super::super::{RECEIVE_BUFFER, SEND_BUFFER};
 use super::client::Client;
 use super::lab::{IDLE_TIMEOUT, Lab, MTU, read, segment, syn, tcp_flow, tcp_reply, write};
+use crate::config::TcpConfig;
 
 const ALMOST_BACKSTOP: Duration = Duration::from_secs(79);
 
@@ -276,6 +277,28 @@ fn at_the_cap_the_connection_idle_for_longest_makes_room() {
     assert_eq!(lab.counters().connections_evicted, 1);
     let error = read(&mut streams[1]).unwrap().unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn beneath_a_lower_cap_connections_stay_until_a_newcomer_needs_their_place() {
+    let mut lab = Lab::new(3);
+    let mut streams = Vec::new();
+    for n in 0..3 {
+        lab.connect(tcp_flow("192.0.2.1", "10.30.30.30", 4000 + n));
+        streams.push(lab.accept().1);
+        lab.pass(Duration::from_secs(1));
+    }
+
+    lab.stack.set_bounds(&TcpConfig {
+        max_connections: 2,
+        idle_timeout: Duration::from_secs(10),
+    });
+    assert_eq!(lab.counters().connections_open, 3);
+    let newcomer = lab.connect(tcp_flow("192.0.2.1", "10.30.30.30", 5000));
+
+    assert_eq!(lab.client.state(newcomer), State::Established);
+    assert_eq!(lab.counters().connections_open, 2);
+    assert_eq!(lab.counters().connections_evicted, 2);
 }
 
 #[test]
