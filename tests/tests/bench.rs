@@ -95,7 +95,7 @@ fn an_interrupted_run_keeps_a_report_that_says_so_and_leaves_no_namespace() {
         thread::sleep(Duration::from_millis(20));
     }
 
-    run.signal(Signal::SIGINT);
+    run.signal(Signal::SIGINT).unwrap();
     let status = run.0.wait().unwrap();
 
     assert_eq!(status.code(), Some(130));
@@ -125,7 +125,7 @@ fn what_a_killed_run_leaves_is_removed_by_the_next() {
         assert!(first.0.try_wait().unwrap().is_none(), "it ended by itself");
         thread::sleep(Duration::from_millis(20));
     }
-    first.signal(Signal::SIGKILL);
+    first.signal(Signal::SIGKILL).unwrap();
     first.0.wait().unwrap();
 
     let mut second = start();
@@ -140,7 +140,7 @@ fn what_a_killed_run_leaves_is_removed_by_the_next() {
         report.contains("it ended without a word in tunnel"),
         "{report}"
     );
-    second.signal(Signal::SIGINT);
+    second.signal(Signal::SIGINT).unwrap();
     second.0.wait().unwrap();
 }
 
@@ -173,9 +173,9 @@ fn namespaces_of(pid: u32) -> Vec<String> {
 struct Run(Child);
 
 impl Run {
-    fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.0.id().try_into().unwrap());
-        kill(pid, signal).unwrap();
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid = Pid::from_raw(self.0.id().try_into()?);
+        Ok(kill(pid, signal)?)
     }
 }
 
@@ -183,7 +183,7 @@ impl Drop for Run {
     fn drop(&mut self) {
         if let Ok(None) = self.0.try_wait() {
             // It removes what it made before it goes.
-            self.signal(Signal::SIGTERM);
+            let _ = self.signal(Signal::SIGTERM);
             let _ = self.0.wait();
         }
     }

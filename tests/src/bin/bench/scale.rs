@@ -199,12 +199,7 @@ fn clients(
 }
 
 /// What a hit costs among few names and among many, and what a name takes.
-fn names(
-    bench: &mut Bench,
-    stage: &mut Stage,
-    extent: &Extent,
-    progress: &mut Progress,
-) {
+fn names(bench: &mut Bench, stage: &mut Stage, extent: &Extent, progress: &mut Progress) {
     for _ in 0..extent.fillings {
         for count in NAMES.map(|count| count.min(extent.most_names)) {
             if bench.interrupted() {
