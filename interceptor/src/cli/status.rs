@@ -75,8 +75,12 @@ fn section(text: &mut String, title: &str, body: &str) {
 }
 
 fn reader(reader: &ReaderStatus) -> String {
+    let queues = match reader.queues.len() {
+        0 | 1 => String::new(),
+        several => format!(", {several} queues"),
+    };
     format!(
-        "{} on {} (MTU {}), {} packets in, {} out, {} dropped",
+        "{} on {} (MTU {}{queues}), {} packets in, {} out, {} dropped",
         reader.kind,
         reader.device,
         reader.mtu,
@@ -269,6 +273,24 @@ kernel
     }
 
     #[test]
+    fn several_queues_are_counted() {
+        let line = reader(&ReaderStatus {
+            kind: "af-xdp".to_owned(),
+            device: "icept0".to_owned(),
+            mtu: 1500,
+            queues: vec![1000, 204],
+            received: 1204,
+            sent: 1204,
+            dropped: 0,
+        });
+
+        assert_eq!(
+            line,
+            "af-xdp on icept0 (MTU 1500, 2 queues), 1,204 packets in, 1,204 out, 0 dropped"
+        );
+    }
+
+    #[test]
     fn without_groups_and_routes_the_status_says_nothing_of_them() {
         let groups = vec![group("default", "bypass", 2, &[])];
         let text = render(&Status { groups, ..status() });
@@ -313,6 +335,7 @@ listeners
                 kind: "tun".to_owned(),
                 device: "icept0".to_owned(),
                 mtu: 1500,
+                queues: vec![1204],
                 received: 1204,
                 sent: 1204,
                 dropped: 0,

@@ -601,6 +601,7 @@ mod tests {
                 kind: "tun".to_owned(),
                 device: "icept0".to_owned(),
                 mtu: 1500,
+                queues: vec![1],
                 received: 1,
                 sent: 2,
                 dropped: 0,

@@ -52,6 +52,8 @@ pub struct ReaderStatus {
     pub device: String,
     /// Its MTU in bytes.
     pub mtu: u32,
+    /// Packets that came in by each of its queues.
+    pub queues: Vec<u64>,
     /// Packets that came in.
     pub received: u64,
     /// Packets that went out.

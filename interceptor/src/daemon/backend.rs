@@ -124,6 +124,7 @@ impl Backend for DaemonBackend {
                 kind: device.kind.to_string(),
                 device: device.name.clone(),
                 mtu: u32::from(READER_MTU),
+                queues: device.received.packets(),
                 received: netstack.packets_in,
                 sent: netstack.packets_out,
                 dropped: netstack.packets_unsent,

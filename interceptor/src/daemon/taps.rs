@@ -348,7 +348,9 @@ impl Taps {
         if self.told == Some(way) {
             return Ok(());
         }
-        let Device { kind, name, index } = &self.reader;
+        let Device {
+            kind, name, index, ..
+        } = &self.reader;
         let told = self.kernel.with(|kernel| {
             // What comes by a route is counted, and told from what tunnels brought, on the reader device itself.
             if matches!(way, ReturnWay::Tunnel(_)) {

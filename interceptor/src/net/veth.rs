@@ -22,6 +22,18 @@ pub struct VethEnd<'a> {
     pub mac: [u8; 6],
     /// Its MTU in bytes.
     pub mtu: u16,
+    /// Its queues.
+    pub queues: VethQueues,
+}
+
+/// The queues of one end, each direction's from 1 to 4096 (Linux 6.18). What an end transmits on one of its queues arrives
+/// on that of the other end which has the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VethQueues {
+    /// Those that it receives from.
+    pub receive: u32,
+    /// Those that it transmits on.
+    pub transmit: u32,
 }
 
 /// Creates a pair, `near` in the network namespace of the calling thread and `far` in `namespace`. Both are down and
@@ -69,26 +81,47 @@ impl VethEnd<'_> {
             LinkAttribute::IfName(self.name.to_owned()),
             LinkAttribute::Address(self.mac.to_vec()),
             LinkAttribute::Mtu(u32::from(self.mtu)),
+            // Both, always: without the near end's, neither end uses more than one (Linux 5.15, `veth_init_queues`).
+            LinkAttribute::NumRxQueues(self.queues.receive),
+            LinkAttribute::NumTxQueues(self.queues.transmit),
         ];
         message
     }
 }
 
+impl VethQueues {
+    /// One each way.
+    pub const ONE: Self = Self {
+        receive: 1,
+        transmit: 1,
+    };
+}
+
 #[cfg(test)]
 mod tests {
+    use netlink_packet_core::parse_u32;
+    use netlink_packet_route::link::LinkHeader;
+
     use super::*;
     use crate::net::links::{self, find, list_names};
+    use crate::net::socket::attributes;
     use crate::net::testing::in_namespace;
+
+    /// Of linux/if_link.h.
+    const IFLA_NUM_TX_QUEUES: u16 = 31;
+    const IFLA_NUM_RX_QUEUES: u16 = 32;
 
     const NEAR: VethEnd<'_> = VethEnd {
         name: "near0",
         mac: [2, 0, 0, 0, 0, 1],
         mtu: 1400,
+        queues: VethQueues::ONE,
     };
     const FAR: VethEnd<'_> = VethEnd {
         name: "far0",
         mac: [2, 0, 0, 0, 0, 2],
         mtu: 1500,
+        queues: VethQueues::ONE,
     };
 
     #[test]
@@ -109,6 +142,44 @@ mod tests {
             assert_eq!(list_names(), ["lo"]);
             assert_eq!(other.enter(list_names).unwrap(), ["lo"]);
             delete(near.index).await.unwrap();
+        });
+    }
+
+    #[test]
+    fn each_end_has_the_queues_that_it_was_given() {
+        in_namespace(async || {
+            let other = Namespace::new().unwrap();
+            let (near, far) = (queues(1, 3), queues(4, 2));
+
+            create(
+                VethEnd {
+                    queues: near,
+                    ..NEAR
+                },
+                VethEnd { queues: far, ..FAR },
+                &other,
+            )
+            .await
+            .unwrap();
+
+            assert_eq!(queues_of("near0").await.unwrap(), near);
+            assert_eq!(other.enter_async(queues_of("far0")).unwrap(), far);
+        });
+    }
+
+    #[test]
+    fn more_queues_than_the_kernel_gives_are_refused() {
+        in_namespace(async || {
+            let other = Namespace::new().unwrap();
+            let near = VethEnd {
+                queues: queues(1, 1 << 20),
+                ..NEAR
+            };
+
+            let refused = create(near, FAR, &other).await;
+
+            assert!(refused.is_err());
+            assert_eq!(list_names(), ["lo"]);
         });
     }
 
@@ -145,5 +216,32 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         });
+    }
+
+    fn queues(receive: u32, transmit: u32) -> VethQueues {
+        VethQueues { receive, transmit }
+    }
+
+    async fn queues_of(name: &str) -> io::Result<VethQueues> {
+        let mut request = LinkMessage::default();
+        request
+            .attributes
+            .push(LinkAttribute::IfName(name.to_owned()));
+        let mut socket = NetlinkSocket::open(NETLINK_ROUTE, &[])?;
+        let replies = socket
+            .request(RouteNetlinkMessage::GetLink(request), 0)
+            .await?;
+        let mut queues = VethQueues {
+            receive: 0,
+            transmit: 0,
+        };
+        for attribute in attributes(&replies[0], &LinkHeader::default()) {
+            match attribute.kind() {
+                IFLA_NUM_RX_QUEUES => queues.receive = parse_u32(attribute.value()).unwrap(),
+                IFLA_NUM_TX_QUEUES => queues.transmit = parse_u32(attribute.value()).unwrap(),
+                _ => {}
+            }
+        }
+        Ok(queues)
     }
 }

@@ -7,6 +7,7 @@ pub mod tun;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 pub use device::NameError;
@@ -37,6 +38,29 @@ impl<R: Reader + ?Sized> Reader for Box<R> {
 
     fn transmitter(&self) -> Arc<dyn Transmitter> {
         (**self).transmitter()
+    }
+}
+
+/// How many packets have come by each of a reader's queues; all clones count together.
+#[derive(Clone, Debug)]
+pub struct Received(Arc<[AtomicU64]>);
+
+impl Received {
+    fn by_queues(queues: usize) -> Self {
+        Self((0..queues).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    fn add(&self, queue: usize, packets: usize) {
+        let Self(queues) = self;
+        if let Some(counter) = queues.get(queue) {
+            counter.fetch_add(packets as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// The packets, by queue.
+    pub fn packets(&self) -> Vec<u64> {
+        let Self(queues) = self;
+        queues.iter().map(|it| it.load(Ordering::Relaxed)).collect()
     }
 }
 

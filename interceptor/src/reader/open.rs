@@ -6,9 +6,9 @@ use std::fs::File;
 use anyhow::{Error, Result, bail};
 use tracing::warn;
 
-use super::Reader;
 use super::af_xdp::AfXdpReader;
 use super::tun::{TunError, TunReader};
+use super::{Reader, Received};
 use crate::config::{ReaderConfig, ReaderMode};
 use crate::kernel::LinkLayer;
 
@@ -25,7 +25,7 @@ pub enum Kind {
 }
 
 /// A reader's device.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Device {
     /// How packets reach user space from there.
     pub kind: Kind,
@@ -33,6 +33,8 @@ pub struct Device {
     pub name: String,
     /// Its interface index.
     pub index: u32,
+    /// What has come by each of its queues.
+    pub received: Received,
 }
 
 /// A reader that is open.
@@ -124,22 +126,34 @@ fn hinted(error: Error, candidates: &[Kind]) -> Error {
 
 async fn create(kind: Kind, config: &ReaderConfig, mtu: u16) -> Result<Opened> {
     let name = config.device.as_deref();
-    let (reader, name, index): (Box<dyn Reader>, String, u32) = match kind {
+    match kind {
         Kind::Tun => {
             let reader = TunReader::create(name, mtu)?;
-            let (name, index) = (reader.name().to_owned(), reader.index());
-            (Box::new(reader), name, index)
+            let device = Device {
+                kind,
+                name: reader.name().to_owned(),
+                index: reader.index(),
+                received: reader.received().clone(),
+            };
+            Ok(Opened {
+                reader: Box::new(reader),
+                device,
+            })
         }
         Kind::AfXdp => {
             let reader = AfXdpReader::create(name, mtu, config.busy_poll).await?;
-            let (name, index) = (reader.name().to_owned(), reader.index());
-            (Box::new(reader), name, index)
+            let device = Device {
+                kind,
+                name: reader.name().to_owned(),
+                index: reader.index(),
+                received: reader.received().clone(),
+            };
+            Ok(Opened {
+                reader: Box::new(reader),
+                device,
+            })
         }
-    };
-    Ok(Opened {
-        reader,
-        device: Device { kind, name, index },
-    })
+    }
 }
 
 fn probe(kind: Kind) -> Result<()> {

@@ -9,7 +9,7 @@ use thiserror::Error;
 use tun_rs::{AsyncDevice, DeviceBuilder};
 
 use super::device::{NameError, check_name, silence};
-use super::{Reader, Transmitter};
+use super::{Reader, Received, Transmitter};
 
 /// The kernel replaces `%d` with the first free number.
 const NAME_PATTERN: &str = "icept%d";
@@ -25,6 +25,7 @@ pub struct TunReader {
     device: Arc<AsyncDevice>,
     transmitter: Arc<TunTransmitter>,
     buffer: Box<[u8]>,
+    received: Received,
     name: String,
     index: u32,
 }
@@ -87,6 +88,7 @@ impl TunReader {
             }),
             device,
             buffer: vec![0; PACKET_MAX].into_boxed_slice(),
+            received: Received::by_queues(1),
             name,
             index,
         })
@@ -101,6 +103,11 @@ impl TunReader {
     pub fn index(&self) -> u32 {
         self.index
     }
+
+    /// What has come by its one queue.
+    pub fn received(&self) -> &Received {
+        &self.received
+    }
 }
 
 impl Reader for TunReader {
@@ -111,7 +118,10 @@ impl Reader for TunReader {
     fn receive(&mut self, budget: usize, take: &mut dyn FnMut(&[u8])) -> io::Result<usize> {
         for received in 0..budget {
             match self.device.try_recv(&mut self.buffer) {
-                Ok(length) => take(&self.buffer[..length]),
+                Ok(length) => {
+                    self.received.add(0, 1);
+                    take(&self.buffer[..length]);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(received),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),

@@ -20,14 +20,24 @@ pub(super) const FRAME: u32 = 2048;
 /// The longest packet that is received, in octets from the IP header on.
 pub(super) const LONGEST: u16 = FRAME as u16 - 256 - ETHERNET_HEADER as u16;
 
-/// Frames to receive into: as many packets can wait for us.
+/// Frames that a single queue has to receive into: as many packets can wait for us.
 const INBOUND: u32 = 2048;
 
-/// Places in the fill ring, twice the frames: the kernel hands a frame over a moment before it gives up its place.
-const FILL: u32 = 2 * INBOUND;
+/// Frames that several queues have to receive into, together. With those to send from they take 7.5 MiB, which is within
+/// the 8 MiB that the kernel lets a process without `CAP_IPC_LOCK` pin (`RLIMIT_MEMLOCK` since Linux 5.16).
+const INBOUND_IN_SUM: u32 = 2816;
 
 /// Frames to send from.
 const OUTBOUND: u32 = 1024;
+
+/// How many frames a socket has, of [`FRAME`] octets each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Frames {
+    /// To receive into; at least one.
+    inbound: u32,
+    /// To send from.
+    outbound: u32,
+}
 
 /// A socket that is bound to a queue, with the memory that its frames are in.
 #[derive(Debug)]
@@ -86,16 +96,22 @@ pub(super) fn open() -> Result<OwnedFd, SocketError> {
 }
 
 /// Opens a socket that is bound to a queue of an interface in the calling thread's network namespace.
-pub(super) fn bind(interface: u32, queue: u32) -> Result<(Inbound, Outbound), SocketError> {
+pub(super) fn bind(
+    interface: u32,
+    queue: u32,
+    frames: Frames,
+) -> Result<(Inbound, Outbound), SocketError> {
     let fd = open()?;
-    let frames = Mapping::anonymous(((INBOUND + OUTBOUND) * FRAME) as usize)
+    let Frames { inbound, outbound } = frames;
+    let sizes = frames.rings();
+    let memory = Mapping::anonymous(((inbound + outbound) * FRAME) as usize)
         .map_err(set_up("its memory"))?;
-    register(&fd, &frames).map_err(set_up("its memory; is RLIMIT_MEMLOCK too low?"))?;
+    register(&fd, &memory).map_err(set_up("its memory; is RLIMIT_MEMLOCK too low?"))?;
     for (ring, size) in [
-        (libc::XDP_UMEM_FILL_RING, FILL),
-        (libc::XDP_RX_RING, INBOUND),
-        (libc::XDP_UMEM_COMPLETION_RING, OUTBOUND),
-        (libc::XDP_TX_RING, OUTBOUND),
+        (libc::XDP_UMEM_FILL_RING, sizes.fill),
+        (libc::XDP_RX_RING, sizes.received),
+        (libc::XDP_UMEM_COMPLETION_RING, sizes.completed),
+        (libc::XDP_TX_RING, sizes.send),
     ] {
         set_option(&fd, ring, &size).map_err(set_up("its rings"))?;
     }
@@ -104,7 +120,7 @@ pub(super) fn bind(interface: u32, queue: u32) -> Result<(Inbound, Outbound), So
         send,
         fill,
         completed,
-    } = layouts(&fd).map_err(set_up("its rings"))?;
+    } = layouts(&fd, sizes).map_err(set_up("its rings"))?;
     let map = |at: u64, layout: &Layout, entry: usize| {
         Mapping::shared(
             fd.as_fd(),
@@ -122,26 +138,60 @@ pub(super) fn bind(interface: u32, queue: u32) -> Result<(Inbound, Outbound), So
         ))
     };
     let (received, mut fill, send, completed) = rings().map_err(set_up("its rings"))?;
-    for frame in 0..INBOUND {
-        fill.push(u64::from(frame * FRAME));
+    let address = |frame| u64::from(frame * FRAME);
+    for frame in 0..inbound {
+        fill.push(address(frame));
     }
     fill.publish();
     bind_to(&fd, interface, queue).map_err(set_up("its queue"))?;
-    let socket = Arc::new(Socket { fd, frames });
-    let inbound = Inbound {
+    let socket = Arc::new(Socket { fd, frames: memory });
+    let outbound = Outbound {
         socket: Arc::clone(&socket),
+        send,
+        completed,
+        free: (inbound..inbound + outbound).map(address).collect(),
+    };
+    let inbound = Inbound {
+        socket,
         received,
         fill,
     };
-    let outbound = Outbound {
-        socket,
-        send,
-        completed,
-        free: (INBOUND..INBOUND + OUTBOUND)
-            .map(|frame| u64::from(frame * FRAME))
-            .collect(),
-    };
     Ok((inbound, outbound))
+}
+
+impl SocketError {
+    /// Whether more memory was asked for than may be pinned.
+    pub(super) fn is_shortage(&self) -> bool {
+        let Self::SetUp { error, .. } = self else {
+            return false;
+        };
+        error.raw_os_error() == Some(libc::ENOBUFS)
+    }
+}
+
+impl Frames {
+    /// Those of one socket where there are `sockets`, of which the first one sends.
+    pub(super) fn of(socket: u32, sockets: u32) -> Self {
+        Self {
+            inbound: match sockets {
+                0 | 1 => INBOUND,
+                several => (INBOUND_IN_SUM / several).max(1),
+            },
+            outbound: if socket == 0 { OUTBOUND } else { 0 },
+        }
+    }
+
+    fn rings(self) -> RingSizes {
+        let received = self.inbound.next_power_of_two();
+        // The kernel asks for both rings of a direction that is not used as well.
+        let send = self.outbound.next_power_of_two();
+        RingSizes {
+            received,
+            fill: 2 * received,
+            send,
+            completed: send,
+        }
+    }
 }
 
 impl Socket {
@@ -267,6 +317,16 @@ const SEND_AT: u64 = libc::XDP_PGOFF_TX_RING as u64;
 const FILL_AT: u64 = libc::XDP_UMEM_PGOFF_FILL_RING;
 const COMPLETED_AT: u64 = libc::XDP_UMEM_PGOFF_COMPLETION_RING;
 
+/// Places in the rings; powers of two.
+#[derive(Clone, Copy)]
+struct RingSizes {
+    received: u32,
+    /// Twice the frames: the kernel hands a frame over a moment before it gives up its place.
+    fill: u32,
+    send: u32,
+    completed: u32,
+}
+
 struct Layouts {
     received: Layout,
     send: Layout,
@@ -308,7 +368,7 @@ fn set_option<T>(fd: &OwnedFd, option: c_int, value: &T) -> io::Result<()> {
     done(status)
 }
 
-fn layouts(fd: &OwnedFd) -> io::Result<Layouts> {
+fn layouts(fd: &OwnedFd, sizes: RingSizes) -> io::Result<Layouts> {
     const NONE: xdp_ring_offset = xdp_ring_offset {
         producer: 0,
         consumer: 0,
@@ -340,10 +400,10 @@ fn layouts(fd: &OwnedFd) -> io::Result<Layouts> {
         size,
     };
     Ok(Layouts {
-        received: layout(&offsets.rx, INBOUND),
-        send: layout(&offsets.tx, OUTBOUND),
-        fill: layout(&offsets.fr, FILL),
-        completed: layout(&offsets.cr, OUTBOUND),
+        received: layout(&offsets.rx, sizes.received),
+        send: layout(&offsets.tx, sizes.send),
+        fill: layout(&offsets.fr, sizes.fill),
+        completed: layout(&offsets.cr, sizes.completed),
     })
 }
 
@@ -364,5 +424,41 @@ fn done(status: c_int) -> io::Result<()> {
     match status {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a process without `CAP_IPC_LOCK` may pin, in octets.
+    const PINNABLE: u32 = 8 << 20;
+
+    #[test]
+    fn however_many_sockets_there_are_their_memory_can_be_pinned() {
+        for sockets in 1..=64 {
+            let frames = (0..sockets).map(|socket| Frames::of(socket, sockets));
+            let octets: u32 = frames.map(|it| (it.inbound + it.outbound) * FRAME).sum();
+            assert!(octets < PINNABLE, "{sockets}: {octets}");
+        }
+    }
+
+    #[test]
+    fn every_frame_has_a_place_in_its_rings() {
+        for sockets in 1..=64 {
+            for socket in 0..sockets {
+                let frames = Frames::of(socket, sockets);
+                let rings = frames.rings();
+                assert!(frames.inbound > 0);
+                assert!(rings.received >= frames.inbound && rings.fill >= 2 * frames.inbound);
+                assert!(rings.send >= frames.outbound && rings.completed >= frames.outbound);
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_first_socket_sends() {
+        assert_eq!(Frames::of(0, 4).outbound, OUTBOUND);
+        assert_eq!(Frames::of(1, 4).outbound, 0);
     }
 }
