@@ -16,6 +16,8 @@ mod device;
 mod icmp;
 #[path = "e2e/lifecycle.rs"]
 mod lifecycle;
+#[path = "e2e/queues.rs"]
+mod queues;
 #[path = "e2e/reload.rs"]
 mod reload;
 #[path = "e2e/routes.rs"]
