@@ -149,6 +149,8 @@ fn zone() -> String {
          www A 192.0.2.80\n\
          www AAAA 2001:db8:2::80\n\
          alias CNAME www\n\
+         dns A 192.0.2.54\n\
+         dot CNAME dns\n\
          mail MX 10 www\n\
          unknown TYPE65280 \\# 4 DEADBEEF\n",
     );

@@ -14,7 +14,7 @@ use crate::control::{Answered, Question};
 use crate::daemon;
 use crate::dns::cache::Qtype;
 use crate::dns::question;
-use crate::dns::upstream::UpstreamUrl;
+use crate::dns::upstream::{UpstreamUrl, UpstreamUrlError};
 use crate::dns::{CacheConfig, DnsConfig, Server};
 use crate::rules::Transport;
 
@@ -42,7 +42,7 @@ pub(super) struct QueryArgs {
     qtype: Option<Qtype>,
 
     /// Ask this upstream directly, as tls://1.1.1.1#cloudflare-dns.com
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = upstream)]
     via: Option<UpstreamUrl>,
 
     /// Ask as a client that came over TCP, or an upstream over TCP
@@ -147,6 +147,12 @@ impl QueryArgs {
         let status = self.remote.ask(async |client| client.status().await);
         status.map_or(daemon::DEFAULT_MARK, |status| status.bypass_mark)
     }
+}
+
+fn upstream(text: &str) -> Result<UpstreamUrl, UpstreamUrlError> {
+    let url: UpstreamUrl = text.parse()?;
+    url.demand_address()?;
+    Ok(url)
 }
 
 fn name(text: &str) -> Result<String, String> {

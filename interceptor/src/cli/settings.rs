@@ -35,6 +35,13 @@ pub(super) struct SettingsArgs {
     )]
     upstreams: Vec<String>,
 
+    #[arg(
+        help = "Resolver for the names of encrypted upstreams, as udp://9.9.9.9; can be repeated",
+        long = "bootstrap",
+        value_name = "URL"
+    )]
+    bootstrap: Vec<String>,
+
     /// What to intercept, as "any udp port 53 -> dns" or "10.30.0.0/16 icmp -> echo"; can be repeated
     #[arg(long = "rule", value_name = "RULE")]
     rules: Vec<String>,
@@ -159,6 +166,7 @@ impl SettingsArgs {
             (Key::TunnelInterfaces, "--interface", &self.interfaces),
             (Key::VirtualAddresses, "--address", &self.addresses),
             (Key::DnsUpstreams, "--upstream", &self.upstreams),
+            (Key::DnsBootstrap, "--bootstrap", &self.bootstrap),
             (Key::NamesHosts, "--hosts", &self.hosts),
         ] {
             layer.set_flags(key, flag, texts);
@@ -238,6 +246,7 @@ mod tests {
             interfaces: vec!["wg0".to_owned(), "wg1".to_owned()],
             addresses: vec!["10.9.9.9".to_owned()],
             upstreams: vec!["tcp://9.9.9.9".to_owned()],
+            bootstrap: vec!["udp://9.9.9.10".to_owned()],
             rules: vec!["any udp port 53".to_owned()],
             records: vec!["nas.lan=192.0.2.1".to_owned()],
             hosts: vec!["/etc/hosts".to_owned()],
@@ -291,6 +300,7 @@ mod tests {
         assert_eq!(config.tcp.max_connections, 7);
         assert_eq!(config.tcp.idle_timeout, Duration::from_secs(3));
         assert_eq!(config.dns.upstreams[0].to_string(), "tcp://9.9.9.9");
+        assert_eq!(config.dns.bootstrap[0].to_string(), "udp://9.9.9.10");
         assert_eq!(config.dns.attempt_timeout, Duration::from_millis(100));
         assert_eq!(config.dns.rounds, 3);
         assert_eq!(config.dns.deadline, Duration::from_secs(2));

@@ -131,10 +131,7 @@ fn upstreams(upstreams: &[UpstreamStatus]) -> String {
     );
     for upstream in upstreams {
         table.row([
-            match &upstream.via {
-                Some(via) => format!("{} via {via}", upstream.url),
-                None => upstream.url.clone(),
-            },
+            place(upstream),
             upstream.state.clone(),
             grouped(upstream.sent),
             grouped(upstream.answered),
@@ -143,6 +140,20 @@ fn upstreams(upstreams: &[UpstreamStatus]) -> String {
         ]);
     }
     table.render("  ")
+}
+
+/// Its URL, and where that is and by which way.
+fn place(upstream: &UpstreamStatus) -> String {
+    let mut place = upstream.url.clone();
+    if !upstream.addresses.is_empty() {
+        let addresses = upstream.addresses.iter().map(ToString::to_string);
+        let addresses: Vec<String> = addresses.collect();
+        place = format!("{place} at {}", addresses.join(", "));
+    }
+    match &upstream.via {
+        Some(via) => format!("{place} via {via}"),
+        None => place,
+    }
 }
 
 /// Whether a group is what there is without any configuration of groups.
@@ -369,6 +380,7 @@ listeners
                 UpstreamStatus {
                     url: "udp://8.8.8.8".to_owned(),
                     via: None,
+                    addresses: Vec::new(),
                     state: "up".to_owned(),
                     sent: 900,
                     answered: 899,
@@ -378,6 +390,7 @@ listeners
                 UpstreamStatus {
                     url: "udp://8.8.4.4".to_owned(),
                     via: None,
+                    addresses: Vec::new(),
                     state: "down".to_owned(),
                     sent: 1,
                     answered: 0,

@@ -134,6 +134,7 @@ fn is_changeable(key: Key) -> bool {
         | Key::ReaderRoutes
         | Key::BypassMark
         | Key::DnsUpstreams
+        | Key::DnsBootstrap
         | Key::DnsStrategy
         | Key::DnsParallel
         | Key::DnsFailOn

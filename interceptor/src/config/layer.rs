@@ -21,6 +21,7 @@ pub(crate) enum Key {
     BypassMark,
     BypassDevice,
     DnsUpstreams,
+    DnsBootstrap,
     DnsStrategy,
     DnsParallel,
     DnsFailOn,
@@ -166,7 +167,7 @@ impl Layer {
 }
 
 impl Key {
-    pub(crate) const ALL: [Self; 47] = [
+    pub(crate) const ALL: [Self; 48] = [
         Self::TunnelInterfaces,
         Self::TunnelAttach,
         Self::TunnelShare,
@@ -178,6 +179,7 @@ impl Key {
         Self::BypassMark,
         Self::BypassDevice,
         Self::DnsUpstreams,
+        Self::DnsBootstrap,
         Self::DnsStrategy,
         Self::DnsParallel,
         Self::DnsFailOn,
@@ -242,6 +244,7 @@ impl Key {
             Self::TunnelInterfaces
                 | Self::VirtualAddresses
                 | Self::DnsUpstreams
+                | Self::DnsBootstrap
                 | Self::DnsFailOn
                 | Self::NamesHosts
                 | Self::NamesZones
@@ -261,6 +264,7 @@ impl Key {
             Self::BypassMark => ("bypass", "mark"),
             Self::BypassDevice => ("bypass", "device"),
             Self::DnsUpstreams => ("dns", "upstreams"),
+            Self::DnsBootstrap => ("dns", "bootstrap"),
             Self::DnsStrategy => ("dns", "strategy"),
             Self::DnsParallel => ("dns", "parallel"),
             Self::DnsFailOn => ("dns", "fail_on"),

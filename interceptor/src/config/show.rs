@@ -85,6 +85,7 @@ impl Config {
             Key::DnsUpstreams => {
                 json!(texts(&self.dns.upstreams))
             }
+            Key::DnsBootstrap => json!(texts(&self.dns.bootstrap)),
             Key::DnsStrategy => json!(self.dns.strategy.name()),
             Key::DnsParallel => parallel(self.dns.strategy),
             Key::DnsFailOn => json!(self.dns.fail_on.names()),

@@ -33,6 +33,7 @@ mark = "auto"
 
 [dns]
 upstreams = ["udp://8.8.8.8","udp://8.8.4.4"]
+bootstrap = []
 strategy = "failover"
 fail_on = ["timeout","formerr","servfail","notimp","refused"]
 client_subnet = false
@@ -98,6 +99,7 @@ fn every_key_can_be_set_in_the_file() {
     assert_eq!(config.bypass.mark, Some(51820));
     assert_eq!(config.bypass.device.as_deref(), Some("eth0"));
     assert_eq!(config.dns.upstreams.len(), 2);
+    assert_eq!(config.dns.bootstrap.len(), 2);
     assert_eq!(config.dns.attempt_timeout, Duration::from_millis(300));
     assert_eq!(config.dns.rounds, 3);
     assert_eq!(config.dns.deadline, Duration::from_millis(2500));
@@ -205,6 +207,10 @@ fn every_key_can_be_set_in_the_environment() {
         .variable(
             "INTERCEPTOR_DNS_UPSTREAMS",
             "udp://9.9.9.9,tcp://[2001:db8::53]:5353",
+        )
+        .variable(
+            "INTERCEPTOR_DNS_BOOTSTRAP",
+            "udp://9.9.9.10, tcp://[2001:db8::54]",
         )
         .variable("INTERCEPTOR_DNS_STRATEGY", "parallel")
         .variable("INTERCEPTOR_DNS_PARALLEL", "3")
@@ -408,7 +414,7 @@ const WRONG_FILES: &[(&str, &str)] = &[
     ),
     (
         "[dns]\nsocket = \"x\"",
-        "2:1: unknown key `dns.socket`; known here: upstreams, strategy, parallel, fail_on, client_subnet, randomize_case, attempt_timeout, rounds, deadline",
+        "2:1: unknown key `dns.socket`; known here: upstreams, bootstrap, strategy, parallel, fail_on, client_subnet, randomize_case, attempt_timeout, rounds, deadline",
     ),
     (
         "[tunnel]\ninterfaces = \"wg0\"",
@@ -860,6 +866,7 @@ device = "eth0"
 
 [dns]
 upstreams = ["udp://9.9.9.9", "tcp://[2001:db8::53]:5353"]
+bootstrap = ["udp://9.9.9.10", "tcp://[2001:db8::54]"]
 strategy = "parallel"
 parallel = 3
 fail_on = ["timeout", "servfail"]
@@ -1048,6 +1055,70 @@ fn a_place_is_listened_at_once() {
         Given::file(&format!("{listen}{listen}")).error(),
         "FILE:3:1: listen: udp://127.0.0.1:53 is there twice (first at FILE:1:1); remove one"
     );
+}
+
+#[test]
+fn a_named_upstream_needs_an_address_or_somebody_to_resolve_it() {
+    let bootstrap = "[dns]\nbootstrap = [\"udp://192.0.2.1\"]\n";
+    for (text, named_at) in [
+        (
+            "[dns]\nupstreams = [\"tls://dns.example\"]",
+            "2:14: dns.upstreams",
+        ),
+        (
+            "[[group]]\nname = \"corp\"\nupstreams = [\"quic://dns.example\"]",
+            "3:14: group.upstreams",
+        ),
+        (
+            "[[route]]\ndomains = [\"corp.example\"]\nupstreams = [\"h3://dns.example\"]",
+            "3:14: route.upstreams",
+        ),
+    ] {
+        let error = Given::file(text).load().unwrap_err().to_string();
+        for part in [named_at, "?bootstrap=192.0.2.1", "dns.bootstrap"] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(!error.contains('\n'), "{error}");
+        let text = format!("{bootstrap}{}", text.trim_start_matches("[dns]\n"));
+        let config = Given::file(&text).load().unwrap();
+        assert_eq!(config.dns.bootstrap.len(), 1);
+    }
+}
+
+#[test]
+fn those_who_resolve_names_must_be_plain_and_not_ourselves() {
+    for (bootstrap, rest, problem) in [
+        ("tls://192.0.2.1", "", "is encrypted"),
+        ("udp://dns.example", "", "upstreams are IP addresses here"),
+        ("udp://10.30.30.30", "", "is a virtual address"),
+        (
+            "tcp://192.0.2.1",
+            "[[listen]]\naddress = \"192.0.2.1\"\n[tunnel]\ninterfaces = [\"wg0\"]",
+            "is where this daemon itself listens",
+        ),
+        (
+            "udp://192.0.2.1",
+            "[bypass]\nmark = 0\n[[rule]]\ndestination = \"any\"\nport = 53",
+            "bypass.mark is 0",
+        ),
+    ] {
+        let text = format!(
+            "[dns]\nupstreams = [\"udp://192.0.2.9:54\"]\nbootstrap = [\"{bootstrap}\"]\n{rest}"
+        );
+        let error = Given::file(&text).load().unwrap_err().to_string();
+        assert!(error.contains(":3:14: dns.bootstrap: "), "{error}");
+        assert!(error.contains(problem), "{error}");
+    }
+}
+
+#[test]
+fn resolvers_of_names_are_asked_by_the_way_of_the_upstreams_that_have_them() {
+    let text = "[dns]\nbootstrap = [\"udp://192.0.2.1\"]\n[[route]]\ndomains = [\"corp.example\"]\n\
+                upstreams = [\"tls://dns.corp.example\"]\nvia = \"tunnel\"";
+    let ways = Given::file(text).load().unwrap().dns.ways();
+    let resolver = "udp://192.0.2.1".parse().unwrap();
+    assert!(ways.contains(&(resolver, Via::Tunnel)), "{ways:?}");
+    assert_eq!(ways.len(), 4);
 }
 
 #[test]

@@ -33,10 +33,13 @@ pub(super) struct Group {
     upstreams: Vec<Sourced<UpstreamUrl>>,
 }
 
-pub(super) fn groups(items: &[Item]) -> Result<Vec<Group>, Error> {
+pub(super) fn groups(items: &[Item], outside: &Outside<'_>) -> Result<Vec<Group>, Error> {
     let mut groups: Vec<Group> = Vec::new();
     for table in tables(items) {
         let group = group(table)?;
+        for upstream in &group.upstreams {
+            outside.can_be_found(upstream, &table.key("upstreams"))?;
+        }
         let name = &group.config.name;
         let problem = if **name == *DEFAULT_GROUP {
             Some("dns.upstreams is the group of that name; choose another".to_owned())
@@ -148,9 +151,29 @@ pub(super) struct Outside<'a> {
     pub(super) listens: &'a [Sourced<Listen>],
     pub(super) rules: &'a [Sourced<Rule>],
     pub(super) bypass: &'a BypassConfig,
+    /// Those that names are resolved at.
+    pub(super) bootstrap: &'a [Sourced<UpstreamUrl>],
 }
 
 impl Outside<'_> {
+    /// Refuses an upstream that has a name where there is nobody to resolve it; `key` is where it was named.
+    pub(super) fn can_be_found(
+        &self,
+        upstream: &Sourced<UpstreamUrl>,
+        key: &impl Display,
+    ) -> Result<(), Error> {
+        if !self.bootstrap.is_empty() {
+            return Ok(());
+        }
+        let demanded = upstream.value.demand_address();
+        demanded.map_err(|reason| {
+            let problem = format!(
+                "{reason}, or name a resolver for that in dns.bootstrap (--bootstrap udp://9.9.9.9)"
+            );
+            error(&upstream.origin, key, problem)
+        })
+    }
+
     /// Refuses an upstream at which we would answer ourselves; `key` is where it was named.
     pub(super) fn comes_not_back(
         &self,
@@ -231,6 +254,7 @@ fn route(
             not_empty(&upstreams, table, "upstreams")?;
             each_once(&upstreams, &key)?;
             for upstream in &upstreams {
+                outside.can_be_found(upstream, &key)?;
                 outside.comes_not_back(upstream, &via, &key)?;
             }
             Target::Upstreams(upstreams.into_iter().map(|it| it.value).collect())

@@ -64,11 +64,13 @@ pub(super) fn config(layer: &Layer, sources: &Sources) -> Result<Config, Error> 
     let addresses = merged.addresses(has_listeners)?;
     let rules = merged.rules(&addresses, &interfaces, has_listeners)?;
     let tcp = merged.tcp()?;
+    let bootstrap = merged.list(Key::DnsBootstrap, &[], value::bootstrap)?;
     let outside = Outside {
         addresses: &addresses,
         listens: &listens,
         rules: &rules,
         bypass: &bypass,
+        bootstrap: &bootstrap,
     };
     let dns = merged.dns(&outside, &tcp)?;
     Ok(Config {
@@ -250,11 +252,15 @@ impl Merged<'_> {
             let origin = self.origin(Key::DnsUpstreams);
             return Err(Error::value(&origin, Key::DnsUpstreams, problem));
         }
+        for resolver in outside.bootstrap {
+            outside.comes_not_back(resolver, &Via::Bypass, &Key::DnsBootstrap)?;
+        }
         for upstream in &upstreams {
             let key = Key::DnsUpstreams;
+            outside.can_be_found(upstream, &key)?;
             outside.comes_not_back(upstream, &Via::Bypass, &key)?;
         }
-        let groups = upstreams::groups(self.0.items(TableKind::Group))?;
+        let groups = upstreams::groups(self.0.items(TableKind::Group), outside)?;
         let routes = upstreams::routes(self.0.items(TableKind::Route), &groups, outside)?;
         let attempt_timeout = self.duration(
             Key::DnsAttemptTimeout,
@@ -267,6 +273,11 @@ impl Merged<'_> {
         }
         Ok(DnsConfig {
             upstreams: upstreams.into_iter().map(|it| it.value).collect(),
+            bootstrap: outside
+                .bootstrap
+                .iter()
+                .map(|it| it.value.clone())
+                .collect(),
             strategy: self.strategy()?,
             fail_on: self.fail_on()?,
             client_subnet: self.or(Key::DnsClientSubnet, false, value::boolean)?,

@@ -330,6 +330,19 @@ pub(super) fn upstream(raw: &Raw) -> Result<UpstreamUrl, Problem> {
     Ok(upstream)
 }
 
+/// A resolver that is asked in plain text.
+pub(super) fn bootstrap(raw: &Raw) -> Result<UpstreamUrl, Problem> {
+    let url: UpstreamUrl = parsed(raw, "a URL in quotes such as \"udp://9.9.9.9\"")?;
+    match url {
+        UpstreamUrl::Udp(_) | UpstreamUrl::Tcp(_) => Ok(url),
+        UpstreamUrl::Encrypted(url) => Err(format!(
+            "{} is encrypted, and its own name would have to be resolved or certified first; write one such as \
+             udp://9.9.9.9 or tcp://9.9.9.9",
+            url.label()
+        )),
+    }
+}
+
 pub(super) fn store(raw: &Raw) -> Result<StoreUrl, Problem> {
     parsed(raw, "a URL in quotes such as \"redis://192.0.2.1:6379\"")
 }

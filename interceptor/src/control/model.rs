@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -136,6 +137,9 @@ pub struct UpstreamStatus {
     pub url: String,
     /// How it is reached, where that is not by the bypass: `tunnel`, or a device.
     pub via: Option<String>,
+    /// The addresses that its name has been resolved to; none where its URL has addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
     /// `up` or `down`.
     pub state: String,
     /// Queries sent to it.

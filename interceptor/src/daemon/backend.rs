@@ -93,6 +93,7 @@ impl Backend for DaemonBackend {
         let upstreams = dns.upstreams.iter().map(|upstream| UpstreamStatus {
             url: upstream.url.clone(),
             via: upstream.via.clone(),
+            addresses: upstream.addresses.clone(),
             state: upstream.state.to_string(),
             sent: upstream.sent,
             answered: upstream.answered,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -88,6 +89,9 @@ pub struct UpstreamCounters {
     pub url: String,
     /// How it is reached, where that is not by the bypass: `tunnel`, or a device.
     pub via: Option<String>,
+    /// The addresses that its name has been resolved to (`dns.bootstrap`); none where its URL has addresses.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
     /// Whether it is up.
     pub state: State,
     /// Queries sent, each transport and each attempt for itself.
@@ -290,6 +294,7 @@ impl UpstreamMeter {
         UpstreamCounters {
             url,
             via: None,
+            addresses: Vec::new(),
             state,
             sent: self.sent.value(),
             answered: self.answered.value(),

@@ -52,7 +52,9 @@ pub const MAX_IN_FLIGHT_PER_CLIENT: usize = MAX_IN_FLIGHT / 4;
 pub struct DnsConfig {
     /// Resolvers that queries are forwarded to where no route says otherwise: the default group.
     pub upstreams: Vec<UpstreamUrl>,
-    /// Which of them is asked when.
+    /// Resolvers that the names of upstreams without address are resolved at, in plain text (`udp://`, `tcp://`).
+    pub bootstrap: Vec<UpstreamUrl>,
+    /// Which of the upstreams is asked when.
     pub strategy: Strategy,
     /// Which of their outcomes make the next one be asked.
     pub fail_on: FailOn,
@@ -90,7 +92,8 @@ impl DnsConfig {
         [default].into_iter().chain(self.groups.clone()).collect()
     }
 
-    /// The upstreams that may be asked, each with the way to it; some are there more than once.
+    /// The upstreams that may be asked, and those who resolve their names, each with the way to it; some are there more
+    /// than once.
     pub fn ways(&self) -> Vec<(UpstreamUrl, Via)> {
         let default = self.upstreams.iter().map(|url| (url.clone(), Via::Bypass));
         let routed = self.routes.iter().flat_map(|route| {
@@ -104,7 +107,15 @@ impl DnsConfig {
             };
             upstreams.iter().map(|url| (url.clone(), route.via.clone()))
         });
-        default.chain(routed).collect()
+        let mut ways: Vec<(UpstreamUrl, Via)> = default.chain(routed).collect();
+        let named = ways.iter().filter(|(url, _)| url.unresolved().is_some());
+        let asked = named.flat_map(|(_, via)| {
+            let resolvers = self.bootstrap.iter();
+            resolvers.map(|url| (url.clone(), via.clone()))
+        });
+        let asked: Vec<_> = asked.collect();
+        ways.extend(asked);
+        ways
     }
 }
 
@@ -113,6 +124,7 @@ impl Default for DnsConfig {
         let public = |address: [u8; 4]| UpstreamUrl::Udp(SocketAddr::from((address, 53)));
         Self {
             upstreams: vec![public([8, 8, 8, 8]), public([8, 8, 4, 4])],
+            bootstrap: Vec::new(),
             strategy: Strategy::default(),
             fail_on: FailOn::default(),
             groups: Vec::new(),

@@ -60,6 +60,7 @@ impl Policy {
         let mut building = Building {
             timing: timing(config),
             randomizes_case: config.randomize_case,
+            bootstrap: &config.bootstrap,
             bypass,
             before,
             ids,
@@ -183,6 +184,7 @@ impl RouteIds {
 struct Building<'a> {
     timing: Timing,
     randomizes_case: bool,
+    bootstrap: &'a [UpstreamUrl],
     bypass: &'a Bypass,
     before: Option<&'a Policy>,
     ids: &'a mut RouteIds,
@@ -212,6 +214,7 @@ impl Building<'_> {
         let kept = || self.before.and_then(|before| before.upstreams.get(key));
         if let Some(upstream) = held.or_else(kept) {
             let upstream = Arc::clone(upstream);
+            upstream.bootstrap_at(self.bootstrap);
             self.policy
                 .upstreams
                 .insert(key.clone(), Arc::clone(&upstream));
@@ -219,6 +222,7 @@ impl Building<'_> {
         }
         let (url, via) = key;
         let upstream = Arc::new(Upstream::new(url.clone(), via.clone(), self.bypass));
+        upstream.bootstrap_at(self.bootstrap);
         self.policy
             .upstreams
             .insert(key.clone(), Arc::clone(&upstream));

@@ -654,6 +654,28 @@ pub fn skip_name(message: &[u8], start: usize) -> Result<usize, WireError> {
     }
 }
 
+/// The name at `start` without compression, in wire form and lower case; at most 255 octets.
+pub fn read_name(message: &[u8], start: usize) -> Result<Vec<u8>, WireError> {
+    skip_name(message, start)?;
+    let mut name = Vec::new();
+    let mut at = start;
+    loop {
+        let octet = *message.get(at).ok_or(WireError::EndsEarly)?;
+        if octet >> 6 == 3 {
+            let pointer = u16_at(message, at).ok_or(WireError::EndsEarly)?;
+            at = usize::from(pointer & 0x3fff);
+            continue;
+        }
+        let next = at + 1 + usize::from(octet);
+        name.extend_from_slice(message.get(at..next).ok_or(WireError::EndsEarly)?);
+        at = next;
+        if octet == 0 {
+            name.make_ascii_lowercase();
+            return Ok(name);
+        }
+    }
+}
+
 fn parse_question(message: &[u8], start: usize) -> Result<Question, WireError> {
     let fixed = skip_name(message, start)?;
     let field = |offset| u16_at(message, fixed + offset).ok_or(WireError::EndsEarly);

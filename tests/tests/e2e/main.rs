@@ -6,6 +6,7 @@
 mod answers;
 mod attaching;
 mod bad_input;
+mod bootstrap;
 mod bypass;
 mod cache;
 mod chaos;

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::bootstrap::Bootstrap;
 use super::encrypted_url::{EncryptedUrl, Scheme};
 use super::h3::H3Open;
 use super::https::HttpsOpen;
@@ -28,7 +29,12 @@ pub(super) enum Encrypted {
 }
 
 impl Encrypted {
-    pub(super) fn new(url: &Arc<EncryptedUrl>, bypass: &Bypass) -> Self {
+    /// The upstream at `url`; `bootstrap` finds its addresses where the URL has none.
+    pub(super) fn new(
+        url: &Arc<EncryptedUrl>,
+        bypass: &Bypass,
+        bootstrap: Option<&Arc<Bootstrap>>,
+    ) -> Self {
         let size = url.pool();
         let (alpn, versions) = match url.scheme() {
             Scheme::Tls => (DOT, Versions::Tcp),
@@ -36,7 +42,8 @@ impl Encrypted {
             Scheme::H3 => (H3, Versions::Quic),
             Scheme::Quic => (DOQ, Versions::Quic),
         };
-        let tls = Arc::new(Tls::new(Arc::clone(url), alpn, versions));
+        let tls = Tls::new(Arc::clone(url), alpn, versions).with_bootstrap(bootstrap.cloned());
+        let tls = Arc::new(tls);
         let dial = || TlsDial::new(Arc::clone(&tls), bypass.clone());
         let quic = || QuicDial::new(Arc::clone(&tls), bypass.clone());
         match url.scheme() {

@@ -178,7 +178,28 @@ impl EncryptedUrl {
         self.scheme
     }
 
-    /// Where connections go to, in the order in which they are tried; never none.
+    /// The name that somebody has to resolve before connections can go anywhere; `None` where there are addresses.
+    pub fn unresolved(&self) -> Option<&str> {
+        match &self.host {
+            UrlHost::Name(name) if self.bootstrap.is_empty() => Some(name.as_ref()),
+            UrlHost::Name(_) | UrlHost::Address(_) => None,
+        }
+    }
+
+    /// Fails where it has no address; the error says how to give it one.
+    pub(in crate::dns) fn demand_address(&self) -> Result<(), UpstreamUrlError> {
+        let Some(host) = self.unresolved() else {
+            return Ok(());
+        };
+        let url = self.to_string();
+        Err(UpstreamUrlError::NoBootstrap {
+            separator: if url.contains('?') { '&' } else { '?' },
+            host: host.to_owned(),
+            url,
+        })
+    }
+
+    /// Where connections go to, in the order in which they are tried; none where the name is [unresolved](Self::unresolved).
     pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         let own = match &self.host {
             UrlHost::Address(address) => Some(*address),
@@ -200,6 +221,10 @@ impl EncryptedUrl {
     pub(super) fn pins_suffice(&self) -> bool {
         let names_trust = self.server_name.is_some() || self.ca.is_some() || self.roots.is_some();
         !self.pins.is_empty() && !names_trust && matches!(self.host, UrlHost::Address(_))
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
     }
 
     pub(super) fn pins(&self) -> &[Pin] {
@@ -331,13 +356,6 @@ impl EncryptedUrl {
             }
         };
         match &self.host {
-            UrlHost::Name(host) if self.bootstrap.is_empty() => {
-                Err(UpstreamUrlError::NoBootstrap {
-                    url: text.to_owned(),
-                    host: host.as_ref().to_owned(),
-                    separator: if query.is_empty() { '?' } else { '&' },
-                })
-            }
             UrlHost::Address(_) if !self.bootstrap.is_empty() => Err(refused(
                 text,
                 "bootstrap",
@@ -643,8 +661,6 @@ mod tests {
             ("tls://8.8.8", "no valid IP address"),
             ("https://8.8.8", "no valid IP address"),
             ("tls://0.0.0.0", "no resolver can have"),
-            ("tls://dns.example", "?bootstrap=192.0.2.1"),
-            ("tls://dns.example?pool=2", "&bootstrap=192.0.2.1"),
             ("tls://-dns-.example", "no host name"),
             ("tls://192.0.2.1#192.0.2.1", "no host name"),
             ("tls://192.0.2.1:0", "and 853 where none is given"),
@@ -671,6 +687,23 @@ mod tests {
             let message = parse(text).unwrap_err().to_string();
             assert!(message.contains(help), "{text}: {message}");
             assert!(!message.contains('\n'), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_name_without_address_is_told_with_what_would_give_it_one() {
+        for (text, help) in [
+            ("tls://dns.example", Some("?bootstrap=192.0.2.1")),
+            ("tls://dns.example?pool=2", Some("&bootstrap=192.0.2.1")),
+            ("tls://dns.example?bootstrap=192.0.2.1", None),
+            ("tls://192.0.2.1#dns.example", None),
+        ] {
+            let url = parse(text).unwrap();
+            assert_eq!(url.unresolved().is_some(), help.is_some(), "{text}");
+            assert_eq!(url.addresses().next().is_none(), help.is_some(), "{text}");
+            let error = url.demand_address().err().map(|error| error.to_string());
+            assert_eq!(error.is_some(), help.is_some(), "{text}");
+            assert!(error.unwrap_or_default().contains(help.unwrap_or_default()));
         }
     }
 

@@ -1,5 +1,6 @@
 //! Upstreams: the resolvers that queries are forwarded to.
 
+mod bootstrap;
 mod cookies;
 mod encrypted;
 mod encrypted_url;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
+use self::bootstrap::Bootstrap;
 use self::encrypted::Encrypted;
 pub use self::encrypted_url::{EncryptedUrl, Method, Roots, Scheme};
 use self::health::{Cause, Change, Health};
@@ -56,6 +58,8 @@ pub(super) struct Upstream {
     url: UpstreamUrl,
     via: Via,
     way: Way,
+    /// What finds its addresses where its URL has none.
+    bootstrap: Option<Arc<Bootstrap>>,
     meter: UpstreamMeter,
     health: Health,
     /// What it had no good answer to where another upstream had one, the last of these.
@@ -79,20 +83,34 @@ impl Upstream {
             Via::Tunnel => bypass.through(None),
             Via::Device(name) => bypass.through(Some(name)),
         };
+        let bootstrap = match &url {
+            UpstreamUrl::Udp(_) | UpstreamUrl::Tcp(_) => None,
+            UpstreamUrl::Encrypted(url) => Bootstrap::new(url, &bypass).map(Arc::new),
+        };
         let way = match &url {
             UpstreamUrl::Udp(remote) | UpstreamUrl::Tcp(remote) => Way::Plain {
                 udp: UdpUpstream::new(*remote, bypass.clone()),
                 tcp: StreamUpstream::new(TcpDial::new(*remote, bypass)),
             },
-            UpstreamUrl::Encrypted(url) => Way::Encrypted(Encrypted::new(url, &bypass)),
+            UpstreamUrl::Encrypted(url) => {
+                Way::Encrypted(Encrypted::new(url, &bypass, bootstrap.as_ref()))
+            }
         };
         Self {
             url,
             via,
             way,
+            bootstrap,
             meter: UpstreamMeter::default(),
             health: Health::default(),
             misjudged: Mutex::default(),
+        }
+    }
+
+    /// Has its name resolved at `urls` from here on, where it has one; connections stay.
+    pub(super) fn bootstrap_at(&self, urls: &[UpstreamUrl]) {
+        if let Some(bootstrap) = &self.bootstrap {
+            bootstrap.ask_at(urls);
         }
     }
 
@@ -163,6 +181,10 @@ impl Upstream {
         };
         UpstreamCounters {
             via: (self.via != Via::Bypass).then(|| self.via.to_string()),
+            addresses: self
+                .bootstrap
+                .as_ref()
+                .map_or_else(Vec::new, |it| it.known()),
             ..self.meter.snapshot(self.url.to_string(), state)
         }
     }

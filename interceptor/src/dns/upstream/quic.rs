@@ -61,7 +61,8 @@ impl QuicDial {
         transport.max_concurrent_bidi_streams(VarInt::from_u32(0));
         transport.max_concurrent_uni_streams(VarInt::from_u32(MAX_UNIDIRECTIONAL));
         config.transport_config(Arc::new(transport));
-        let connected = first(self.url(), |remote| self.connect(remote, config.clone())).await;
+        let sockets = self.tls.sockets().await?;
+        let connected = first(sockets, |remote| self.connect(remote, config.clone())).await;
         connected.map_err(|error| self.tls.explain(error))
     }
 

@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::bootstrap::Bootstrap;
 use super::encrypted_url::{EncryptedUrl, IdentityFiles, Roots};
 use super::pin::Pin;
 use super::stream::Dial;
@@ -58,6 +59,8 @@ pub(super) struct Tls {
     config: OnceCell<Arc<ClientConfig>>,
     /// What was wrong with the last certificate that was refused.
     objection: Arc<Mutex<Option<Objection>>>,
+    /// What finds the server's addresses where the URL has none.
+    bootstrap: Option<Arc<Bootstrap>>,
 }
 
 /// Opens TLS connections to one resolver.
@@ -155,11 +158,25 @@ impl Tls {
             versions,
             config: OnceCell::new(),
             objection: Arc::default(),
+            bootstrap: None,
         }
+    }
+
+    /// The same, with addresses that `bootstrap` finds.
+    pub(super) fn with_bootstrap(self, bootstrap: Option<Arc<Bootstrap>>) -> Self {
+        Self { bootstrap, ..self }
     }
 
     pub(super) fn url(&self) -> &EncryptedUrl {
         &self.url
+    }
+
+    /// Where connections go to at this moment, in the order in which they are tried.
+    pub(super) async fn sockets(&self) -> io::Result<Vec<SocketAddr>> {
+        match &self.bootstrap {
+            Some(bootstrap) => bootstrap.sockets().await,
+            None => Ok(self.url.addresses().collect()),
+        }
     }
 
     /// The settings of every connection to this upstream; they keep the sessions that can be resumed.
@@ -218,7 +235,8 @@ impl Dial for TlsDial {
 
     async fn dial(&self) -> io::Result<Self::Stream> {
         let config = self.tls.config().await?;
-        let stream = first(self.url(), |remote| self.connect(remote, &config)).await?;
+        let sockets = self.tls.sockets().await?;
+        let stream = first(sockets, |remote| self.connect(remote, &config)).await?;
         if self.tls.alpn == H2 && stream.get_ref().1.alpn_protocol() != Some(H2) {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -263,16 +281,16 @@ pub(super) const H3: &[u8] = b"h3";
 /// ALPN of DNS over QUIC (RFC 9250 §4.1).
 pub(super) const DOQ: &[u8] = b"doq";
 
-/// Connects to the upstream's addresses in order, each a while after the one before or as soon as that has failed; the
-/// first that succeeds counts (RFC 8305 §5).
-pub(in crate::dns) async fn first<T, F>(
-    url: &EncryptedUrl,
-    connect: impl FnMut(SocketAddr) -> F,
+/// Connects to `places` in order, each a while after the one before or as soon as that has failed; the first that
+/// succeeds counts (RFC 8305 §5).
+pub(in crate::dns) async fn first<P, T, F>(
+    places: impl IntoIterator<Item = P>,
+    connect: impl FnMut(P) -> F,
 ) -> io::Result<T>
 where
     F: Future<Output = io::Result<T>>,
 {
-    let mut waiting = url.addresses().map(connect).fuse();
+    let mut waiting = places.into_iter().map(connect).fuse();
     let mut attempts: FuturesUnordered<F> = waiting.next().into_iter().collect();
     let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
     let mut turn = pin!(sleep(HEAD_START));

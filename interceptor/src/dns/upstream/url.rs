@@ -148,11 +148,28 @@ pub enum UpstreamUrlError {
 }
 
 impl UpstreamUrl {
-    /// The resolver's addresses and port, in the order in which they are tried; never none.
+    /// The resolver's addresses and port, in the order in which they are tried; none where it has a
+    /// [name](Self::unresolved) alone.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         match self {
             Self::Udp(address) | Self::Tcp(address) => vec![*address],
             Self::Encrypted(url) => url.addresses().collect(),
+        }
+    }
+
+    /// The name that somebody has to resolve before it can be asked; `None` where there are addresses.
+    pub fn unresolved(&self) -> Option<&str> {
+        match self {
+            Self::Udp(_) | Self::Tcp(_) => None,
+            Self::Encrypted(url) => url.unresolved(),
+        }
+    }
+
+    /// Fails where it has no address; the error says how to give it one.
+    pub fn demand_address(&self) -> Result<(), UpstreamUrlError> {
+        match self {
+            Self::Udp(_) | Self::Tcp(_) => Ok(()),
+            Self::Encrypted(url) => url.demand_address(),
         }
     }
 

@@ -244,6 +244,7 @@ impl FromStr for StoreUrl {
             &format!("tls://{address}{question}{query}{fragment}"),
             Scheme::Tls,
         );
+        let server = server.and_then(|server| server.demand_address().map(|()| server));
         let server = server.map_err(|error| {
             StoreUrlError::Server(error.to_string().replace("tls://", &format!("{scheme}://")))
         })?;

@@ -153,7 +153,7 @@ impl Dial {
             Ok(tcp)
         };
         Ok(match &self.way {
-            Way::Plain(server) => Box::new(first_address(server, tcp).await?),
+            Way::Plain(server) => Box::new(first_address(server.addresses(), tcp).await?),
             Way::Tls(dial) => Box::new(dial.dial().await?),
             Way::Unix(path) => Box::new(UnixStream::connect(path).await?),
         })
