@@ -9,7 +9,7 @@ use bytes::{Buf as _, Bytes};
 use h3::server::RequestStream;
 use http::{Method, Request, Response, StatusCode};
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{Endpoint, EndpointConfig, Incoming, TokioRuntime, VarInt};
+use quinn::{Endpoint, EndpointConfig, Incoming, TokioRuntime, VarInt, WriteError};
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use tokio::runtime::Runtime;
@@ -32,6 +32,9 @@ pub enum QuicProtocol {
     Doq,
     /// DNS over HTTPS by HTTP/3, at `/dns-query`.
     H3,
+    /// HTTP/3 whose every response is one frame of this type (RFC 9114 §7.2) that announces a gigabyte and goes on until the
+    /// client stops it.
+    H3Endless(u8),
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +42,7 @@ struct Counts {
     connections: AtomicU64,
     queries: AtomicU64,
     unpadded: AtomicU64,
+    excessive: AtomicU64,
 }
 
 impl QuicResponder {
@@ -57,7 +61,7 @@ impl QuicResponder {
             .with_single_cert(certificates, key)?;
         config.alpn_protocols = vec![match protocol {
             QuicProtocol::Doq => b"doq".to_vec(),
-            QuicProtocol::H3 => b"h3".to_vec(),
+            QuicProtocol::H3 | QuicProtocol::H3Endless(_) => b"h3".to_vec(),
         }];
         let config =
             quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(config)?));
@@ -102,6 +106,11 @@ impl QuicResponder {
     /// Queries so far.
     pub fn queries(&self) -> u64 {
         self.counts.queries.load(Ordering::Relaxed)
+    }
+
+    /// Responses so far that the client has stopped as too much (H3_EXCESSIVE_LOAD, RFC 9114 §8.1).
+    pub fn excessive(&self) -> u64 {
+        self.counts.excessive.load(Ordering::Relaxed)
     }
 
     /// Queries so far whose length was not a multiple of 128 octets.
@@ -166,6 +175,25 @@ async fn serve(
                 anyhow::Ok(())
             });
         },
+        QuicProtocol::H3Endless(frame) => loop {
+            let (mut sender, mut receiver) = connection.accept_bi().await?;
+            let counts = Arc::clone(counts);
+            tokio::spawn(async move {
+                receiver.read_to_end(65_537).await?;
+                counts.queries.fetch_add(1, Ordering::Relaxed);
+                // The type, and a length of four octets (RFC 9000 §16).
+                sender.write_all(&[frame, 0xbf, 0xff, 0xff, 0xff]).await?;
+                let stopped = loop {
+                    if let Err(error) = sender.write_all(&[0; 4096]).await {
+                        break error;
+                    }
+                };
+                if stopped == WriteError::Stopped(H3_EXCESSIVE_LOAD) {
+                    counts.excessive.fetch_add(1, Ordering::Relaxed);
+                }
+                anyhow::Ok(())
+            });
+        },
         QuicProtocol::H3 => {
             let mut server = h3::server::Connection::<_, Bytes>::new(h3_quinn::Connection::new(
                 connection.clone(),
@@ -185,6 +213,8 @@ async fn serve(
         }
     }
 }
+
+const H3_EXCESSIVE_LOAD: VarInt = VarInt::from_u32(0x107);
 
 /// Answers one request; says whether the connection is to go on.
 async fn respond(

@@ -108,6 +108,38 @@ fn servers_answer_over_quic_and_over_http_3_on_one_connection() -> Result<()> {
 }
 
 #[test]
+fn an_http_3_response_without_end_is_stopped_and_its_connection_stays() -> Result<()> {
+    const HEADERS: u8 = 0x01;
+    const RESERVED: u8 = 0x21;
+    for frame in [HEADERS, RESERVED] {
+        let stage = Stage::new()?;
+        let server = stage.quic(QuicProtocol::H3Endless(frame), &stage.ca.issue(&[NAME])?)?;
+        let daemon = stage.daemon(&[&stage.url("h3", ""), "--rounds", "1"])?;
+
+        for number in 0..3 {
+            let reply = stage
+                .lab
+                .dig(&format!("@10.30.30.30 h{number}.example.test"))?;
+            ensure!(
+                reply.contains("status: SERVFAIL") && reply.contains("EDE: 2"),
+                "{reply}"
+            );
+        }
+
+        lab::until("the responses are stopped", || {
+            (server.excessive() >= 3).then_some(())
+        })?;
+        assert_eq!(server.connections(), 1, "{frame:#x}");
+        let error = daemon.status()?["upstreams"][0]["last_error"].to_string();
+        assert!(
+            error.contains("longer than one with a DNS message"),
+            "{error}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn kdig_finds_the_labs_quic_server_in_order() -> Result<()> {
     let stage = Stage::new()?;
     let _server = stage.quic(QuicProtocol::Doq, &stage.ca.issue(&[NAME])?)?;
@@ -648,7 +680,7 @@ impl Stage {
     fn quic(&self, protocol: QuicProtocol, identity: &Identity) -> Result<QuicResponder> {
         let port = match protocol {
             QuicProtocol::Doq => 853,
-            QuicProtocol::H3 => 443,
+            QuicProtocol::H3 | QuicProtocol::H3Endless(_) => 443,
         };
         let local = SocketAddr::new(SERVER, port);
         QuicResponder::start(

@@ -12,6 +12,7 @@ use quinn::{Connection, VarInt};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::trace;
 
+use super::h3_bounds::{Bounded, HEADERS_MAX};
 use super::http_message::{Body, Requests, check};
 use super::quic::QuicDial;
 use super::session::{Broken, Open, Session};
@@ -27,7 +28,7 @@ pub(super) struct H3Open {
 /// An HTTP/3 connection.
 pub(super) struct H3Session {
     requests: Requests,
-    sender: SendRequest<OpenStreams, Bytes>,
+    sender: SendRequest<Bounded<OpenStreams>, Bytes>,
     connection: Connection,
     _driver: AbortOnDropHandle<()>,
 }
@@ -46,7 +47,8 @@ impl Open for H3Open {
         let connection = self.dial.dial().await?;
         let (mut driver, sender) = h3::client::builder()
             .send_grease(false)
-            .build(h3_quinn::Connection::new(connection.clone()))
+            .max_field_section_size(HEADERS_MAX as u64)
+            .build(Bounded(h3_quinn::Connection::new(connection.clone())))
             .await
             .map_err(io::Error::other)?;
         let driver = tokio::spawn(async move {
@@ -97,7 +99,10 @@ impl From<StreamError> for Broken {
     fn from(error: StreamError) -> Self {
         let is_streams_own = matches!(
             error,
-            StreamError::StreamError { .. } | StreamError::RemoteTerminate { .. }
+            StreamError::StreamError { .. }
+                | StreamError::RemoteTerminate { .. }
+                | StreamError::HeaderTooBig { .. }
+                | StreamError::Undefined { .. }
         );
         let error = io::Error::other(error);
         if is_streams_own {

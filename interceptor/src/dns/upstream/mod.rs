@@ -6,6 +6,7 @@ mod encrypted;
 mod encrypted_url;
 pub(super) mod forward;
 mod h3;
+mod h3_bounds;
 mod health;
 mod http_message;
 mod https;
