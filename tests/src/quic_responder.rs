@@ -46,6 +46,9 @@ struct Counts {
 }
 
 impl QuicResponder {
+    /// How many seconds old, as their `Age` says, HTTP responses about names `aged.…` are; their TTL is 60.
+    pub const AGE: u32 = 45;
+
     /// Answers at `local` with `address`, and for the name `hang.…` by ending the connection the first time.
     pub fn start(
         protocol: QuicProtocol,
@@ -242,10 +245,13 @@ async fn respond(
     let Some(reply) = counts.answer(&query, address)? else {
         return Ok(false);
     };
-    let response = Response::builder()
+    let mut response = Response::builder()
         .status(StatusCode::OK)
-        .header("content-type", "application/dns-message")
-        .body(())?;
+        .header("content-type", "application/dns-message");
+    if dns::question_name(&dns::parse(&query)?).starts_with("aged.") {
+        response = response.header("age", QuicResponder::AGE);
+    }
+    let response = response.body(())?;
     stream.send_response(response).await?;
     stream.send_data(reply.into()).await?;
     stream.finish().await?;

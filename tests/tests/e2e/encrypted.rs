@@ -140,6 +140,26 @@ fn an_http_3_response_without_end_is_stopped_and_its_connection_stays() -> Resul
 }
 
 #[test]
+fn an_answer_from_an_http_cache_has_lived_for_as_long_as_its_age_says() -> Result<()> {
+    for parameters in ["", "&method=get"] {
+        let stage = Stage::new()?;
+        let _server = stage.quic(QuicProtocol::H3, &stage.ca.issue(&[NAME])?)?;
+        let _daemon = stage.daemon(&[&stage.url("h3", parameters)])?;
+
+        let answer = |name: &str| -> Result<u32> {
+            let line = format!("+noall +answer +ttlid @10.30.30.30 {name}.example.test");
+            let answer = stage.lab.dig(&line)?;
+            let ttl = answer.split_whitespace().nth(1);
+            Ok(ttl.with_context(|| answer.clone())?.parse()?)
+        };
+
+        assert!(answer("aged")? <= 60 - QuicResponder::AGE, "{parameters}");
+        assert!(answer("fresh")? > 60 - QuicResponder::AGE, "{parameters}");
+    }
+    Ok(())
+}
+
+#[test]
 fn kdig_finds_the_labs_quic_server_in_order() -> Result<()> {
     let stage = Stage::new()?;
     let _server = stage.quic(QuicProtocol::Doq, &stage.ca.issue(&[NAME])?)?;

@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::trace;
 
 use super::h3_bounds::{Bounded, HEADERS_MAX};
-use super::http_message::{Body, Requests, check};
+use super::http_message::{Body, Requests, age, check};
 use super::quic::QuicDial;
 use super::session::{Broken, Open, Session};
 
@@ -78,12 +78,13 @@ impl Session for H3Session {
         stream.finish().await?;
         let (parts, ()) = stream.recv_response().await?.into_parts();
         check(&parts).map_err(Broken::Exchange)?;
+        let age = age(&parts);
         let mut body = Body::default();
         while let Some(mut chunk) = stream.recv_data().await? {
             let chunk = chunk.copy_to_bytes(chunk.remaining());
             body.push(chunk).map_err(Broken::Exchange)?;
         }
-        Ok(body.message())
+        Ok(body.message(age))
     }
 
     async fn ended(&self) {

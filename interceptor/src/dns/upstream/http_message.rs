@@ -4,11 +4,12 @@ use std::io;
 
 use bytes::{Bytes, BytesMut};
 use data_encoding::BASE64URL_NOPAD;
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{ACCEPT, AGE, CONTENT_LENGTH, CONTENT_TYPE};
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderValue, Method as HttpMethod, Request, StatusCode, Uri, Version, response};
 
 use super::encrypted_url::{EncryptedUrl, Method};
+use crate::dns::wire::{Header, Records, Scan};
 
 /// The media type of DNS messages (RFC 8484 §6).
 const DNS_MESSAGE: HeaderValue = HeaderValue::from_static("application/dns-message");
@@ -86,11 +87,17 @@ impl Body {
         Ok(())
     }
 
-    pub(super) fn message(self) -> Bytes {
-        if self.rest.is_empty() {
+    /// The message, which is `age` seconds old.
+    pub(super) fn message(self, age: u32) -> Bytes {
+        let message = if self.rest.is_empty() {
             self.first
         } else {
             self.rest.freeze()
+        };
+        if age == 0 {
+            message
+        } else {
+            aged(&message, age)
         }
     }
 }
@@ -119,6 +126,38 @@ pub(super) fn check(response: &response::Parts) -> io::Result<()> {
     Ok(())
 }
 
+/// For how many seconds a response has been in caches on its way (RFC 9111 §5.1); 0 where that is not said, or not so
+/// that it can be understood.
+pub(super) fn age(response: &response::Parts) -> u32 {
+    let digits = response.headers.get(AGE).map_or("", |age| {
+        let age = age.to_str().unwrap_or_default().trim();
+        age.split(',').next().unwrap_or_default().trim_end()
+    });
+    if digits.is_empty() || !digits.bytes().all(|octet| octet.is_ascii_digit()) {
+        return 0;
+    }
+    digits.parse().unwrap_or(u32::MAX)
+}
+
+/// `message` with what `age` seconds leave of its TTLs (RFC 8484 §5.1).
+fn aged(message: &Bytes, age: u32) -> Bytes {
+    let question = Header::parse(message)
+        .and_then(|header| Some((header, Scan::of_question(message, header).question?)));
+    let Some((header, question)) = question else {
+        return message.clone();
+    };
+    let mut aged = message.to_vec();
+    for record in Records::new(message, header, question.end).flatten() {
+        // A TTL with its highest bit set counts as zero (RFC 2181 §8).
+        let ttl = i32::try_from(record.ttl).map_or(0, i32::cast_unsigned);
+        let octets = aged.get_mut(record.ttl_at..record.ttl_at + 4);
+        if let Some(octets) = octets.filter(|_| !record.is_opt()) {
+            octets.copy_from_slice(&ttl.saturating_sub(age).to_be_bytes());
+        }
+    }
+    aged.into()
+}
+
 fn invalid(reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason)
 }
@@ -127,10 +166,13 @@ fn invalid(reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::E
 mod tests {
     use std::sync::Arc;
 
+    use hickory_proto::op::Message;
     use http::Response;
+    use proptest::prelude::*;
 
     use super::super::UpstreamUrl;
     use super::*;
+    use crate::dns::testing;
 
     #[test]
     fn a_query_is_posted_with_its_type_and_length() {
@@ -180,11 +222,70 @@ mod tests {
         for chunk in ["", "one", "", "two", "three"] {
             body.push(Bytes::from_static(chunk.as_bytes())).unwrap();
         }
-        assert_eq!(body.message(), "onetwothree");
+        assert_eq!(body.message(0), "onetwothree");
         let mut endless = Body::default();
         let chunk = Bytes::from(vec![0; 40_000]);
         endless.push(chunk.clone()).unwrap();
         assert!(endless.push(chunk).is_err());
+    }
+
+    #[test]
+    fn the_age_of_a_response_is_read_where_it_is_a_number() {
+        for (header, seconds) in [
+            (Some("0"), 0),
+            (Some("250"), 250),
+            (Some("250, 7"), 250),
+            (Some("99999999999999"), u32::MAX),
+            (Some("-1"), 0),
+            (Some("1.5"), 0),
+            (Some("soon"), 0),
+            (Some(""), 0),
+            (None, 0),
+        ] {
+            let mut response = Response::builder().status(200);
+            if let Some(header) = header {
+                response = response.header("age", header);
+            }
+            let (parts, ()) = response.body(()).unwrap().into_parts();
+            assert_eq!(age(&parts), seconds, "{header:?}");
+        }
+    }
+
+    #[test]
+    fn ttls_are_shorter_by_the_age_and_nothing_else_changes() {
+        let reply = testing::reply_of(&testing::edns_query("aged.example.", "A", 1232), 3);
+        let before = Message::from_vec(&reply).unwrap();
+        for (age, left) in [(0, 300), (1, 299), (300, 0), (301, 0), (u32::MAX, 0)] {
+            let mut body = Body::default();
+            body.push(reply.clone().into()).unwrap();
+            let mut after = Message::from_vec(&body.message(age)).unwrap();
+            assert_eq!(after.answers.len(), 3);
+            for record in &mut after.answers {
+                assert_eq!(record.ttl, left, "{age}");
+                record.ttl = testing::TTL;
+            }
+            assert_eq!(after, before);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_message_is_longer_or_shorter_for_its_age(
+            mut octets in prop::collection::vec(any::<u8>(), 0..200),
+            is_reply in any::<bool>(),
+            at in 0usize..100,
+            age in any::<u32>(),
+        ) {
+            if is_reply {
+                let mut reply = testing::reply_of(&testing::query("a.example.", "A"), 2);
+                if let (Some(damaged), Some(octet)) = (reply.get_mut(at), octets.first()) {
+                    *damaged = *octet;
+                }
+                octets = reply;
+            }
+            let message = Bytes::from(octets);
+            prop_assert_eq!(aged(&message, age).len(), message.len());
+        }
     }
 
     fn request(url: &str, query: &'static [u8]) -> (Request<()>, Option<Bytes>) {

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::trace;
 
-use super::http_message::{Body, Requests, check};
+use super::http_message::{Body, Requests, age, check};
 use super::session::{Broken, Open, Session};
 use super::stream::Dial as _;
 use super::tls::TlsDial;
@@ -88,13 +88,14 @@ impl Session for HttpsSession {
         }
         let (parts, mut stream) = response.await?.into_parts();
         check(&parts).map_err(Broken::Exchange)?;
+        let age = age(&parts);
         let mut body = Body::default();
         while let Some(chunk) = poll_fn(|context| stream.poll_data(context)).await {
             let chunk = chunk?;
             stream.flow_control().release_capacity(chunk.len())?;
             body.push(chunk).map_err(Broken::Exchange)?;
         }
-        Ok(body.message())
+        Ok(body.message(age))
     }
 
     async fn ended(&self) {
