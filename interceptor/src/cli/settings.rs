@@ -53,7 +53,7 @@ pub(super) struct SettingsArgs {
     /// Hosts file whose names are answered; can be repeated
     #[arg(long = "hosts", value_name = "FILE")]
     hosts: Vec<String>,
-    /// Answer at an ordinary address too, as 127.0.0.1:53, udp://[::]:53 or tls://192.168.1.1?cert=FILE&key=FILE; can be
+    /// Answer at an ordinary address too, as 127.0.0.1:53, udp://0.0.0.0:53 or tls://192.168.1.1?cert=FILE&key=FILE; can be
     /// repeated
     #[arg(long = "listen", value_name = "ADDRESS")]
     listens: Vec<String>,
