@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process;
 
 use crate::rules::Transport;
 
@@ -10,9 +11,18 @@ use crate::rules::Transport;
 const LISTENING: &str = "0A";
 const UNCONNECTED: &str = "07";
 
-/// The program that has `address`'s port, as `systemd-resolved (pid 512)`; none where it cannot be told, as it cannot for
+/// The other program that has `address`'s port, as `systemd-resolved (pid 512)`; none where it cannot be told, as it cannot for
 /// other users' programs without privileges.
 pub(super) fn of(address: SocketAddr, transport: Transport) -> Option<String> {
+    // What we have at another address is in nobody's way.
+    holder(address, transport, |pid| pid != process::id())
+}
+
+fn holder(
+    address: SocketAddr,
+    transport: Transport,
+    may_be: impl Fn(u32) -> bool,
+) -> Option<String> {
     let (tables, state) = match transport {
         Transport::Tcp => (["tcp", "tcp6"], LISTENING),
         Transport::Udp => (["udp", "udp6"], UNCONNECTED),
@@ -31,7 +41,10 @@ pub(super) fn of(address: SocketAddr, transport: Transport) -> Option<String> {
     }
     let processes = fs::read_dir("/proc").ok()?.flatten();
     let holder = processes
-        .filter(|process| process.file_name().to_string_lossy().parse::<u32>().is_ok())
+        .filter(|process| {
+            let pid = process.file_name().to_string_lossy().parse();
+            pid.is_ok_and(&may_be)
+        })
         .map(|process| process.path())
         .find(|process| holds(process, &links))?;
     let name = fs::read_to_string(holder.join("comm")).ok()?;
@@ -70,13 +83,14 @@ mod tests {
     fn the_program_at_a_port_is_named() {
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        let me = format!("(pid {})", std::process::id());
+        let me = format!("(pid {})", process::id());
         for (address, transport) in [
             (udp.local_addr().unwrap(), Transport::Udp),
             (tcp.local_addr().unwrap(), Transport::Tcp),
         ] {
-            let owner = of(address, transport).unwrap();
+            let owner = holder(address, transport, |_| true).unwrap();
             assert!(owner.ends_with(&me), "{owner}");
+            assert_eq!(of(address, transport), None);
         }
     }
 
