@@ -635,7 +635,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_port_in_use_is_told_with_who_has_it() {
+    async fn a_port_in_use_is_told_with_what_would_help() {
         let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
         let listens = [listen(&taken.local_addr().unwrap().to_string(), "")];
         let error = none().prepare(&listens, Inherited::default());
@@ -644,8 +644,7 @@ mod tests {
             error.starts_with("cannot listen at udp://127.0.0.1:"),
             "{error}"
         );
-        let owner = format!("(pid {}) has that port; stop it", std::process::id());
-        assert!(error.contains(&owner), "{error}");
+        assert!(error.contains("has that port"), "{error}");
     }
 
     #[tokio::test]
