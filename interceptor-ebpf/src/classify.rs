@@ -41,7 +41,13 @@ pub fn classify<B: Bytes + ?Sized, R: Rules>(
     if version == 6 && headers.destination.is_v4() {
         return Err(Reason::NoRule);
     }
-    let Some(rule) = find(&headers, rules) else {
+    let destination = &headers.destination;
+    let Some(rule) = find(
+        destination,
+        headers.protocol,
+        headers.destination_port,
+        rules,
+    ) else {
         return Err(Reason::NoRule);
     };
     Ok(Match {
@@ -51,21 +57,20 @@ pub fn classify<B: Bytes + ?Sized, R: Rules>(
     })
 }
 
-/// The rule for a packet with these headers, with the policy under which the kernel may answer the packet.
+/// The rule for a packet of `protocol` to `port` of that destination, with the policy under which the kernel may answer
+/// the packet.
 #[inline(always)]
-pub fn find<R: Rules>(headers: &Headers, rules: &R) -> Option<u32> {
-    let destination = rules.destination(&headers.destination);
-    if matches!(headers.protocol, protocol::TCP | protocol::UDP) && destination.table != NO_TABLE {
-        let port = headers.destination_port;
-        if let Some(rule) = rules.port(destination.table, headers.protocol, port) {
-            return Some(rule);
-        }
+pub fn find<R: Rules>(destination: &Address, protocol: u8, port: u16, rules: &R) -> Option<u32> {
+    let destination = rules.destination(destination);
+    if matches!(protocol, protocol::TCP | protocol::UDP)
+        && destination.table != NO_TABLE
+        && let Some(rule) = rules.port(destination.table, protocol, port)
+    {
+        return Some(rule);
     }
-    let rule = match headers.protocol {
+    let rule = match protocol {
         protocol::TCP => destination.tcp,
-        protocol::UDP if headers.destination_port == DNS_PORT || destination.udp == NO_RULE => {
-            destination.udp
-        }
+        protocol::UDP if port == DNS_PORT || destination.udp == NO_RULE => destination.udp,
         protocol::UDP => rules::number(destination.udp),
         protocol::ICMP | protocol::ICMPV6 => destination.icmp,
         _ => destination.other,

@@ -1,5 +1,6 @@
 //! The IP and UDP headers of a question, and those of its answer, checksums included.
 
+use crate::headers::Address;
 use crate::pass::Pass;
 use crate::protocol;
 
@@ -15,6 +16,8 @@ pub const HEAD_WORDS: usize = (IPV6_HEADER + UDP_HEADER) / 4;
 
 /// The hop limit of replies: what Linux uses, and user space.
 const HOP_LIMIT: u8 = 64;
+/// The part of those that a fragment has.
+const FRAGMENT: u16 = 0x3fff;
 /// An IPv4 header's flags and fragment offset: not to be fragmented, and so with no need of an ID (RFC 6864 §4.1).
 const DONT_FRAGMENT: u16 = 0x4000;
 
@@ -55,8 +58,11 @@ impl Envelope {
     pub fn parse(head: &[u32; HEAD_WORDS], total: usize) -> Result<Self, Pass> {
         let first = head[0] as u8;
         let envelope = if first == 0x45 {
-            let [word0, _, word2, source, destination, ports, udp, ..] = *head;
+            let [word0, word1, word2, source, destination, ports, udp, ..] = *head;
             if usize::from(high(word0)) != total || (word2 >> 8) as u8 != protocol::UDP {
+                return Err(Pass::Headers);
+            }
+            if high(word1) & FRAGMENT != 0 {
                 return Err(Pass::Headers);
             }
             Self {
@@ -95,6 +101,16 @@ impl Envelope {
             return Err(Pass::Checksum);
         }
         Ok(envelope)
+    }
+
+    /// Whom it is for; nobody where an IPv6 header has the mapped form of an IPv4 address, which is not that address.
+    #[inline(always)]
+    pub fn receiver(&self) -> Option<Address> {
+        if self.is_v6 == 0 {
+            return Some(Address([0, 0, u32::from_be(0xffff), self.destination[0]]));
+        }
+        let address = Address(self.destination);
+        (!address.is_v4()).then_some(address)
     }
 
     /// Octets of the IP header.

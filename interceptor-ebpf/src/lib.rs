@@ -12,6 +12,7 @@
 pub mod answer;
 pub mod classify;
 pub mod control;
+pub mod digest;
 pub mod envelope;
 pub mod filter;
 pub mod flow;

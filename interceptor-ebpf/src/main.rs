@@ -33,14 +33,16 @@ mod programs {
     use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
     use aya_ebpf::programs::TcContext;
     use interceptor_ebpf::answer::{BODY_ROOM, Entry, MAX_ENTRIES, Permit};
-    use interceptor_ebpf::classify::{Match, Rules, classify};
+    use interceptor_ebpf::classify::{Match, Rules, classify, find};
     use interceptor_ebpf::control::{ANY_PORTS, Control, REDIRECTED};
     use interceptor_ebpf::envelope::{self, Envelope, HEAD_WORDS, IPV4_HEADER, UDP_HEADER};
     use interceptor_ebpf::filter::Filter;
     use interceptor_ebpf::flow::{FlowKey, MAX_FLOWS, Path};
     use interceptor_ebpf::headers::{Address, Bytes, Headers};
     use interceptor_ebpf::pass::Pass;
-    use interceptor_ebpf::question::{self, QUERY_AT, QUERY_ROOM, QUERY_WORDS, Question};
+    use interceptor_ebpf::question::{
+        self, NAME_WORDS, QUERY_AT, QUERY_ROOM, QUERY_WORDS, Question,
+    };
     use interceptor_ebpf::reader;
     use interceptor_ebpf::reason::Reason;
     use interceptor_ebpf::rules::{
@@ -70,7 +72,7 @@ mod programs {
     static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::ALL.len() as u32, 0);
 
     #[map]
-    static ANSWERS: LruHashMap<question::Key, Entry> = LruHashMap::with_max_entries(MAX_ENTRIES, 0);
+    static ANSWERS: LruHashMap<u64, Entry> = LruHashMap::with_max_entries(MAX_ENTRIES, 0);
     #[map]
     static PERMIT: Array<Permit> = Array::with_max_entries(1, 0);
     #[map]
@@ -82,7 +84,6 @@ mod programs {
     #[repr(C)]
     struct Scratch {
         key: question::Key,
-        head: [u32; HEAD_WORDS],
         query: Words<QUERY_WORDS>,
         question: Question,
         entry: Entry,
@@ -90,11 +91,9 @@ mod programs {
         spare: [u64; 64],
     }
 
-    /// The least verdict that is none, but the rule and the policy by which a query may be answered here.
-    const ASKED: i32 = 1 << rules::RULE_BITS;
-
-    /// The verdict of [`answer`] that leaves it to user space.
-    const NOT_ANSWERED: i32 = ASKED;
+    /// The least verdict of [`answer`] that is none: it leaves the packet to [`judge`]. What is added is the number of the
+    /// reason, where that is to be counted if a rule takes the packet by which the kernel may answer.
+    const NOT_ANSWERED: i32 = 0x100;
 
     /// Reads a field of [`CONTROL`].
     macro_rules! control {
@@ -144,14 +143,11 @@ mod programs {
             return TC_ACT_UNSPEC;
         }
         let (skb, bank) = (context.skb.skb, active & 1);
-        let verdict = judge::<LINK>(skb, bank, true);
-        if verdict < ASKED {
+        let verdict = answer::<LINK>(skb, bank);
+        if verdict < NOT_ANSWERED {
             return verdict;
         }
-        match answer::<LINK>(skb, verdict as u32) {
-            NOT_ANSWERED => judge::<LINK>(skb, bank, false),
-            verdict => verdict,
-        }
+        judge::<LINK>(skb, bank, (verdict - NOT_ANSWERED) as u32)
     }
 
     /// The prefilter: false when no rule can match. Reads the packet directly, at fixed offsets, in words: the kernel
@@ -221,21 +217,21 @@ mod programs {
 
     /// A function of its own in the kernel too, so that packets which do not get here pay nothing for its stack.
     #[inline(never)]
-    fn judge<const LINK: usize>(skb: *mut __sk_buff, bank: u32, may_answer: bool) -> i32 {
+    fn judge<const LINK: usize>(skb: *mut __sk_buff, bank: u32, unread: u32) -> i32 {
         let context = TcContext::new(skb);
-        match intercept::<LINK>(&context, bank, may_answer) {
+        match intercept::<LINK>(&context, bank, unread) {
             Ok(verdict) => verdict,
             Err(reason) => conclude(&context, reason),
         }
     }
 
-    /// Sends the packet to the reader device if a rule takes it, unless it `may_answer` and the rule lets it: then it
-    /// gives the rule with its policy.
+    /// Sends the packet to the reader device if a rule takes it. Where the rule would have let the kernel answer what it
+    /// has not read, the reason of that number is counted; 0 is none.
     #[inline(always)]
     fn intercept<const LINK: usize>(
         context: &TcContext,
         bank: u32,
-        may_answer: bool,
+        unread: u32,
     ) -> Result<i32, Reason> {
         // SAFETY: the program's own context.
         let (mark, interface, length) = unsafe {
@@ -246,8 +242,7 @@ mod programs {
         if interface == reader && mark == REDIRECTED {
             return Ok(TC_ACT_UNSPEC);
         }
-        let is_ours = mark == control!(exempt[0]) || mark == control!(exempt[1]);
-        if mark != 0 && is_ours {
+        if is_exempt(mark) {
             return Err(Reason::Bypass);
         }
         let packet = Packet(context.skb.skb);
@@ -256,11 +251,11 @@ mod programs {
             policy,
             headers,
         } = classify(&packet, LINK, &Maps { bank })?;
-        if !exists(context, reader) {
+        if !exists(context.skb.skb, reader) {
             return Err(Reason::Unattended);
         }
-        if may_answer && policy != 0 && permit().generation != 0 {
-            return Ok(rules::with_policy(rule, policy) as i32);
+        if policy != 0 && unread != 0 {
+            count_pass(unread);
         }
         count_rule(rule, u64::from(length) - LINK as u64);
         if control!(remember) != 0 {
@@ -287,45 +282,74 @@ mod programs {
         Ok(unsafe { bpf_redirect(reader, 0) } as i32)
     }
 
-    /// Answers the query where the answer is known, by the policy of a rule.
+    /// Answers the query where the answer is known; the verdict is [`NOT_ANSWERED`] or above elsewhere.
     ///
-    /// A function of its own and called when [`judge`] has returned, so that the verifier need not look at it anew for
-    /// every way that leads through the headers.
+    /// A function of its own, and before [`judge`]: what takes most packets has no need of its way through all headers.
     #[inline(never)]
-    fn answer<const LINK: usize>(skb: *mut __sk_buff, rule: u32) -> i32 {
+    fn answer<const LINK: usize>(skb: *mut __sk_buff, bank: u32) -> i32 {
+        let permit = permit();
+        if permit.generation == 0 {
+            return NOT_ANSWERED;
+        }
         // SAFETY: the program's own context.
         let length = unsafe { (*skb).len };
-        let (outcome, verdict) = match try_answer::<LINK>(skb, rules::policy(rule)) {
+        let envelope = match read_envelope::<LINK>(skb, length) {
+            Ok(envelope) => envelope,
+            Err(pass) => return NOT_ANSWERED + pass as i32,
+        };
+        let Some(rule) = asked(skb, bank, &envelope) else {
+            return NOT_ANSWERED;
+        };
+        let policy = rules::policy(rule);
+        let (outcome, verdict) = match try_answer::<LINK>(skb, &envelope, length, policy, permit) {
             Ok(verdict) => {
                 count_rule(rules::number(rule), u64::from(length) - LINK as u64);
                 (Pass::Answered, verdict)
             }
             Err(pass) => (pass, NOT_ANSWERED),
         };
-        if let Some(counter) = PASSES.get_ptr_mut(outcome as u32) {
-            // SAFETY: this CPU's own copy.
-            unsafe { *counter += 1 };
-        }
+        count_pass(outcome as u32);
         verdict
     }
 
+    /// The rule that takes the datagram, if it lets the kernel answer.
     #[inline(always)]
-    fn try_answer<const LINK: usize>(skb: *mut __sk_buff, policy: u32) -> Result<i32, Pass> {
+    fn asked(skb: *mut __sk_buff, bank: u32, envelope: &Envelope) -> Option<u32> {
+        // SAFETY: the program's own context.
+        let (mark, interface) = unsafe { ((*skb).mark, (*skb).ifindex) };
+        let reader = control!(reader);
+        if interface == reader && mark == REDIRECTED || is_exempt(mark) {
+            return None;
+        }
+        let port = envelope.destination_port.swap_bytes();
+        let receiver = envelope.receiver()?;
+        let rule = black_box(find(&receiver, protocol::UDP, port, &Maps { bank })?);
+        (rules::policy(rule) != 0 && exists(skb, reader)).then_some(rule)
+    }
+
+    /// Whether packets with that mark are never intercepted.
+    #[inline(always)]
+    fn is_exempt(mark: u32) -> bool {
+        mark != 0 && (mark == control!(exempt[0]) || mark == control!(exempt[1]))
+    }
+
+    #[inline(always)]
+    fn try_answer<const LINK: usize>(
+        skb: *mut __sk_buff,
+        envelope: &Envelope,
+        length: u32,
+        policy: u32,
+        permit: Permit,
+    ) -> Result<i32, Pass> {
         let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
             return Err(Pass::NoRoom);
         };
         // SAFETY: this CPU's own copy, and the program is not preempted by itself.
         let scratch = unsafe { &mut *scratch };
-        // SAFETY: the program's own context.
-        let (length, interface, segment) = unsafe { ((*skb).len, (*skb).ifindex, (*skb).gso_size) };
-        if segment != 0 {
-            return Err(Pass::Headers);
-        }
-        let envelope = read_envelope::<LINK>(skb, scratch, length)?;
         let head = LINK + envelope.ip_header() + UDP_HEADER;
-        read_question(skb, scratch, head, &envelope, policy)?;
+        read_question(skb, scratch, head, envelope, policy)?;
         let scratch = afresh(scratch);
-        look_up(scratch, permit())?;
+        look_up(scratch, permit)?;
 
         let scratch = afresh(scratch);
         let question = scratch.question;
@@ -344,7 +368,7 @@ mod programs {
             return Err(Pass::TooLarge);
         }
         let header = scratch.entry.reply_header(&question);
-        let checksum = checksum(scratch, &envelope, &question, header, tail)?;
+        let checksum = checksum(scratch, envelope, &question, header, tail)?;
         // SAFETY: a helper on the program's own context. It leaves the packet as it was where it fails.
         if unsafe { bpf_skb_change_tail(skb, reply, 0) } != 0 {
             return Err(Pass::NoRoom);
@@ -379,6 +403,8 @@ mod programs {
             return Ok(TC_ACT_SHOT);
         }
         let context = TcContext::new(skb);
+        // SAFETY: the program's own context.
+        let interface = unsafe { (*skb).ifindex };
         // The client's mark would lead the reply elsewhere; ours tells `icept_return` that it has nowhere to go.
         context.skb.set_mark(if interface == control!(reader) {
             REDIRECTED
@@ -389,26 +415,35 @@ mod programs {
         Ok(unsafe { bpf_redirect(interface, u64::from(BPF_F_INGRESS)) } as i32)
     }
 
+    /// Reads the headers where the packet has them in one piece, in words, as [`admits`] does.
     #[inline(always)]
     fn read_envelope<const LINK: usize>(
         skb: *mut __sk_buff,
-        scratch: &mut Scratch,
         length: u32,
     ) -> Result<Envelope, Pass> {
-        const FIRST: usize = IPV4_HEADER + UDP_HEADER;
-        const REST: usize = size_of::<[u32; HEAD_WORDS]>() - FIRST;
-        let head = scratch.head.as_mut_ptr();
-        if !load(skb, LINK as u32, head.cast(), FIRST as u32) {
+        const FIRST: usize = (IPV4_HEADER + UDP_HEADER) / 4;
+        let context = TcContext::new(skb);
+        let ip = context.data() + LINK;
+        let end = context.data_end();
+        // SAFETY: the program's own context.
+        if ip + 4 * FIRST > end || unsafe { (*skb).gso_size } != 0 {
             return Err(Pass::Headers);
         }
-        if scratch.head[0] as u8 >> 4 == 6 {
-            // SAFETY: within the array.
-            let rest = unsafe { head.add(FIRST / 4) };
-            if !load(skb, (LINK + FIRST) as u32, rest.cast(), REST as u32) {
+        // SAFETY: within the bounds checked, here and below.
+        let word = |index: usize| unsafe { *((ip + 4 * index) as *const u32) };
+        let mut head = [0; HEAD_WORDS];
+        for index in 0..FIRST {
+            head[index] = word(index);
+        }
+        if head[0] as u8 >> 4 == 6 {
+            if ip + 4 * HEAD_WORDS > end {
                 return Err(Pass::Headers);
             }
+            for index in FIRST..HEAD_WORDS {
+                head[index] = word(index);
+            }
         }
-        Envelope::parse(&scratch.head, length as usize - LINK)
+        Envelope::parse(&head, length as usize - LINK)
     }
 
     #[inline(always)]
@@ -433,10 +468,6 @@ mod programs {
             return Err(Pass::Headers);
         }
         scratch.query.set_eight(QUERY_AT + length, 0);
-        for word in &mut scratch.key.name {
-            // SAFETY: a reference. Volatile, lest the loop become a call that goes octet by octet.
-            unsafe { ptr::write_volatile(word, 0) };
-        }
         let question = Question::parse(&scratch.query, length, policy as u16, &mut scratch.key)?;
         scratch.question = question;
         Ok(())
@@ -445,40 +476,52 @@ mod programs {
     /// Copies the answer into the scratch, with its TTLs counted down.
     #[inline(always)]
     fn look_up(scratch: &mut Scratch, permit: Permit) -> Result<(), Pass> {
-        let Some(found) = ANSWERS.get_ptr_mut(&scratch.key) else {
+        let name = scratch.question.name;
+        let digest = scratch.key.digest(name, permit.secret);
+        let Some(found) = ANSWERS.get_ptr_mut(&digest.sum) else {
             return Err(Pass::Unknown);
         };
         let from = found.cast::<u64>();
         let to = (&raw mut scratch.entry).cast::<u64>();
-        let copy = |word: usize| {
-            // SAFETY: within the entry, as the loops below see to. Another CPU may write there meanwhile, in words;
-            // the seal tells.
-            unsafe { *to.add(word) = ptr::read_volatile(from.add(word)) };
-        };
-        const HEAD: usize = offset_of!(Entry, body) / 8;
-        for word in 0..HEAD {
-            copy(word);
+        // SAFETY: within the entry, as those who call it see to. Another CPU may write there meanwhile, in words; the
+        // seal tells.
+        let word = |index: usize| unsafe { ptr::read_volatile(from.add(index)) };
+        // SAFETY: likewise.
+        let copy = |index: usize| unsafe { *to.add(index) = word(index) };
+        const SEALED: usize = offset_of!(Entry, seal) / 8;
+        const KIND: usize = offset_of!(Entry, kind) / 8;
+        const NAME: usize = offset_of!(Entry, name) / 8;
+        const BODY: usize = offset_of!(Entry, body) / 8;
+        for index in SEALED..NAME {
+            copy(index);
+        }
+        if scratch.entry.generation != permit.generation {
+            return Err(Pass::Outdated);
+        }
+        // What has another name or kind is the answer to a question with the same digest.
+        if word(KIND) != scratch.key.kind() {
+            return Err(Pass::Unknown);
+        }
+        for index in 0..NAME_WORDS {
+            if index * 8 >= name {
+                break;
+            }
+            if word(NAME + index) != scratch.key.name[index] {
+                return Err(Pass::Unknown);
+            }
         }
         let length = afresh(scratch).entry.length as usize;
         if length > BODY_ROOM {
             return Err(Pass::Torn);
         }
-        for word in 0..BODY_ROOM / 8 {
-            if word * 8 >= length {
+        for index in 0..BODY_ROOM / 8 {
+            if index * 8 >= length {
                 break;
             }
-            copy(HEAD + word);
+            copy(BODY + index);
         }
-        let Scratch {
-            key,
-            question,
-            entry,
-            ..
-        } = afresh(scratch);
-        if entry.generation != permit.generation {
-            return Err(Pass::Outdated);
-        }
-        if entry.computed_seal(key, question.name, permit.secret) != entry.seal {
+        let entry = &afresh(scratch).entry;
+        if entry.computed_seal(digest) != entry.seal {
             return Err(Pass::Torn);
         }
         // SAFETY: a helper without arguments.
@@ -586,6 +629,14 @@ mod programs {
     }
 
     #[inline(always)]
+    fn count_pass(number: u32) {
+        if let Some(counter) = PASSES.get_ptr_mut(number) {
+            // SAFETY: this CPU's own copy.
+            unsafe { *counter += 1 };
+        }
+    }
+
+    #[inline(always)]
     fn count_rule(rule: u32, bytes: u64) {
         if let Some(counter) = RULES.get_ptr_mut(rule) {
             // SAFETY: this CPU's own copy, and the program is not preempted by itself.
@@ -611,11 +662,11 @@ mod programs {
     /// Whether there is an interface with that index. The reader device lives as long as the daemon; filters of clsact
     /// live longer, and must not send packets nowhere.
     #[inline(always)]
-    fn exists(context: &TcContext, interface: u32) -> bool {
+    fn exists(skb: *mut __sk_buff, interface: u32) -> bool {
         let mut mtu = 0;
         // SAFETY: a helper on the program's own context. It fails with a negative number only where the interface is
         // missing (Linux 5.12, net/core/filter.c); packets beyond its MTU give a positive one.
-        unsafe { bpf_check_mtu(context.skb.skb.cast(), interface, &raw mut mtu, 0, 0) >= 0 }
+        unsafe { bpf_check_mtu(skb.cast(), interface, &raw mut mtu, 0, 0) >= 0 }
     }
 
     #[inline(always)]

@@ -1,5 +1,6 @@
 //! A DNS query as the kernel reads it: the key of its answer, or the reason why user space has to answer.
 
+use crate::digest::Digest;
 use crate::pass::Pass;
 use crate::words::{Words, lower_case};
 
@@ -42,7 +43,8 @@ pub const KEY_DNSSEC_OK: u16 = 1;
 /// A flag of [`Key::flags`]: CD.
 pub const KEY_CHECKING_DISABLED: u16 = 2;
 
-const NAME_WORDS: usize = 16;
+/// Words of a name.
+pub const NAME_WORDS: usize = 16;
 const NAME_AT: usize = QUERY_AT + HEADER;
 const MAX_LABELS: usize = NAME_ROOM / 2 + 1;
 const MAX_LABEL: usize = 63;
@@ -90,8 +92,8 @@ pub struct Question {
 }
 
 impl Question {
-    /// Reads the query of `length` octets, at most [`QUERY_ROOM`], that begins at [`QUERY_AT`], and writes its
-    /// key, whose name must be [`Key::EMPTY`]'s: zeroing words is costly where it becomes a call.
+    /// Reads the query of `length` octets, at most [`QUERY_ROOM`], that begins at [`QUERY_AT`], and writes its key. Words
+    /// behind the end of the name stay as they are: zeroing them is costly.
     ///
     /// Fails with the reason for which user space has to answer.
     #[inline(always)]
@@ -224,6 +226,29 @@ impl Key {
             key.flags |= KEY_DNSSEC_OK;
         }
         Some(key)
+    }
+
+    /// All of it but the name, in one word.
+    #[inline(always)]
+    pub fn kind(&self) -> u64 {
+        u64::from(self.qtype) << 48
+            | u64::from(self.qclass) << 32
+            | u64::from(self.policy) << 16
+            | u64::from(self.flags)
+    }
+
+    /// What it is kept under by a daemon with that secret, where its name has `name` octets; words of the name behind
+    /// them do not matter.
+    #[inline(always)]
+    pub fn digest(&self, name: usize, secret: u64) -> Digest {
+        let mut digest = Digest::new(secret).with(self.kind());
+        for index in 0..NAME_WORDS {
+            if index * 8 >= name {
+                break;
+            }
+            digest = digest.with(self.name[index]);
+        }
+        digest
     }
 
     /// Octets of its name.

@@ -16,6 +16,7 @@ use interceptor::kernel::answers::{Answers, Offer, boot_clock};
 use interceptor::kernel::{Kernel, LinkLayer, Program};
 use interceptor::rules::RuleSet;
 use interceptor_ebpf::answer::Parts;
+use interceptor_ebpf::digest::STRIDE;
 use interceptor_ebpf::question::Key;
 use interceptor_ebpf::{ETHERNET_HEADER, protocol};
 use proptest::prelude::*;
@@ -343,6 +344,28 @@ fn without_room_for_answers_nothing_is_asked() {
 }
 
 #[test]
+fn names_that_are_made_to_have_the_same_digest_do_not_have_the_same_answer() {
+    let mut kernel = load();
+    let secret = kernel.answers().edition().permit().secret;
+    let [one, other] = colliding_names(secret).map(|label| Ask {
+        labels: vec![label, b"example".to_vec()],
+        ..Ask::plain("")
+    });
+    let digest = |ask: &Ask| ask.key().digest(ask.key().name_length(), secret);
+    assert_eq!(digest(&one), digest(&other));
+    for (known, unknown) in [(&one, &other), (&other, &one)] {
+        let upstream = Upstream::answers(1, 100).reply_to(known);
+        offer(kernel.answers(), &known.key(), &upstream, boot_clock(), 100);
+        for (ask, fared) in [(unknown, "unknown"), (known, "answered")] {
+            let packet = ask.packet(&ask.query());
+            assert_eq!(run(&mut kernel, ask.layer, &packet).1, fared);
+        }
+        assert_eq!(kernel.answers().hits(&known.key()), Some(1));
+        assert_eq!(kernel.answers().hits(&unknown.key()), None);
+    }
+}
+
+#[test]
 fn an_answer_that_is_replaced_while_it_is_read_is_whole_or_none() {
     const NAMES: usize = 8;
     // So few elements that each update recycles one that was in use a moment ago.
@@ -385,6 +408,23 @@ fn an_answer_that_is_replaced_while_it_is_read_is_whole_or_none() {
         }
         stop.store(true, Ordering::Relaxed);
     });
+}
+
+/// Two labels, first ones of a name, whose digests are the same under `secret`: the second word of the name, after its
+/// key has been added, has its halves in another order.
+fn colliding_names(secret: u64) -> [Vec<u8>; 2] {
+    let key = secret.wrapping_add(STRIDE.wrapping_mul(2));
+    let has_capitals = |word: u64| word.to_le_bytes().iter().any(u8::is_ascii_uppercase);
+    let pairs = (1_u64..).map(|number| {
+        let word = number.wrapping_mul(STRIDE);
+        let other = word.wrapping_add(key).rotate_left(32).wrapping_sub(key);
+        [word, other]
+    });
+    let pair = pairs
+        .take(10_000)
+        .find(|[word, other]| !has_capitals(*word) && !has_capitals(*other) && word != other);
+    let pair = pair.expect("some words have no capitals");
+    pair.map(|word| [b"seven-7".as_slice(), &word.to_le_bytes(), b"-rest"].concat())
 }
 
 /// A question as a client asks it.

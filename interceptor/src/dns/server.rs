@@ -321,8 +321,7 @@ impl Shared {
             .resolver
             .answer(query, transport, arrived, &self.meter)
             .await;
-        let elapsed = arrived.elapsed();
-        debug!(%query, ?transport, rcode = %answer.rcode, ?elapsed, "answered");
+        debug!(%query, ?transport, rcode = %answer.rcode, elapsed = ?arrived.elapsed(), "answered");
         answer
     }
 

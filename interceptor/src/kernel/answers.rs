@@ -19,13 +19,13 @@ use super::plain::Plain;
 pub struct Answers {
     state: Mutex<State>,
     /// The same map, for who has no business with the rest of the state.
-    reading: HashMap<MapData, Plain<Key>, Plain<Entry>>,
+    reading: HashMap<MapData, u64, Plain<Entry>>,
     passes: PerCpuArray<MapData, u64>,
     capacity: u32,
 }
 
 struct State {
-    entries: HashMap<MapData, Plain<Key>, Plain<Entry>>,
+    entries: HashMap<MapData, u64, Plain<Entry>>,
     global: Array<MapData, Plain<Permit>>,
     permit: Permit,
 }
@@ -33,6 +33,14 @@ struct State {
 /// The time before which everything that an answer is made of was known; answers of a time before a flush are none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Edition(Permit);
+
+impl Edition {
+    /// What the kernel was told.
+    pub fn permit(self) -> Permit {
+        let Self(permit) = self;
+        permit
+    }
+}
 
 /// Whether a client's reply went into the map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +88,7 @@ impl Answers {
     /// each bucket, of which there are as many, a head.
     pub fn memory(&self) -> u64 {
         const HEADER: usize = 48 + 16;
-        u64::from(self.capacity) * (size_of::<Key>() + size_of::<Entry>() + HEADER) as u64
+        u64::from(self.capacity) * (size_of::<u64>() + size_of::<Entry>() + HEADER) as u64
     }
 
     /// What holds at the moment; to be taken before an answer is looked up or asked for.
@@ -101,7 +109,7 @@ impl Answers {
         }
         state
             .entries
-            .insert(Plain(*key), Plain(entry), 0)
+            .insert(place(key, permit), Plain(entry), 0)
             .context("cannot write an answer into the kernel")?;
         Ok(Offer::Kept)
     }
@@ -114,14 +122,16 @@ impl Answers {
 
     /// How often the kernel has given the answer to `key`; `None` where it has none.
     pub fn hits(&self, key: &Key) -> Option<u64> {
-        let Plain(entry) = self.reading.get(&Plain(*key), 0).ok()?;
-        Some(entry.hits)
+        let Plain(entry) = self.reading.get(&place(key, self.state().permit), 0).ok()?;
+        entry.is_of(key).then_some(entry.hits)
     }
 
     /// Takes the answer to `key` out.
     pub fn remove(&self, key: &Key) {
+        let mut state = self.state();
+        let place = place(key, state.permit);
         // Not there is as good as removed.
-        let _ = self.state().entries.remove(&Plain(*key));
+        let _ = state.entries.remove(&place);
     }
 
     /// Makes every answer there is unusable, in one write.
@@ -155,6 +165,11 @@ impl State {
             .set(0, Plain(self.permit), 0)
             .context("cannot tell the kernel that its answers are outdated")
     }
+}
+
+/// What the kernel keeps the answer to `key` under.
+fn place(key: &Key, permit: Permit) -> u64 {
+    key.digest(key.name_length(), permit.secret).sum
 }
 
 /// The boot clock, which goes on while the machine sleeps, in nanoseconds: the time of entries.

@@ -2,7 +2,6 @@
 
 use interceptor_ebpf::Control;
 use interceptor_ebpf::answer::{Entry, Permit};
-use interceptor_ebpf::question::Key;
 use interceptor_ebpf::rules::{Destination, ExactKey, PortKey, PrefixKey, RuleCounter};
 
 /// A value made of integers only, without padding.
@@ -22,9 +21,8 @@ macro_rules! plain {
 
 plain! {
     Destination: 20,
-    Entry: 616,
+    Entry: 776,
     ExactKey: 20,
-    Key: 136,
     Permit: 16,
     PortKey: 12,
     PrefixKey: 20,

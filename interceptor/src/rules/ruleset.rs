@@ -9,7 +9,7 @@ use interceptor_ebpf::rules::{
     ANY_TABLE, Destination as Entry, MAX_DESTINATIONS, MAX_PORTS, MAX_RULES, NO_RULE, NO_TABLE,
     number, with_policy,
 };
-use interceptor_ebpf::{Address, Headers, protocol};
+use interceptor_ebpf::{Address, protocol};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Destination, Protocol, Rule, RuleError, RuleId, ServiceName, Transport};
@@ -201,15 +201,8 @@ impl Compiled {
             (None, IpAddr::V4(_)) => protocol::ICMP,
             (None, IpAddr::V6(_)) => protocol::ICMPV6,
         };
-        let headers = Headers {
-            source: Address([0; 4]),
-            destination: address(destination),
-            protocol,
-            source_port: 0,
-            destination_port: port,
-            transport: 0,
-        };
-        classify::find(&headers, self).map(|rule| RuleId(number(rule)))
+        let rule = classify::find(&address(destination), protocol, port, self);
+        rule.map(|rule| RuleId(number(rule)))
     }
 
     fn add_table(&mut self, table: u32, effective: &Effective) {
