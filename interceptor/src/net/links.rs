@@ -757,6 +757,9 @@ mod tests {
                 changed(|old, new| old.mtu == 1500 && new.mtu == 1300),
             )
             .await;
+            // Kernels before 6.2 do not rename an interface that is up.
+            run("ip link set va down");
+            until(&mut watch, changed(|old, new| old.up && !new.up)).await;
             run("ip link set va name vc");
             until(
                 &mut watch,
