@@ -80,6 +80,12 @@ impl Tunnel {
         self.client.as_ref().map_or("", |end| end.name.as_str())
     }
 
+    /// Whether the kernel encrypts at the client's end, and not a process.
+    pub fn is_by_kernel(&self) -> bool {
+        let client = self.client.as_ref();
+        client.is_some_and(|end| matches!(end.maker, Maker::Kernel))
+    }
+
     /// The far end's interface.
     pub fn peer_interface(&self) -> &str {
         &self.peer.name
