@@ -84,6 +84,7 @@ mod programs {
     #[repr(C)]
     struct Scratch {
         key: question::Key,
+        envelope: Envelope,
         query: Words<QUERY_WORDS>,
         question: Question,
         entry: Entry,
@@ -291,17 +292,24 @@ mod programs {
         if permit.generation == 0 {
             return NOT_ANSWERED;
         }
-        // SAFETY: the program's own context.
-        let length = unsafe { (*skb).len };
-        let envelope = match read_envelope::<LINK>(skb, length) {
-            Ok(envelope) => envelope,
-            Err(pass) => return NOT_ANSWERED + pass as i32,
-        };
-        let Some(rule) = asked(skb, bank, &envelope) else {
+        let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
             return NOT_ANSWERED;
         };
-        let policy = rules::policy(rule);
-        let (outcome, verdict) = match try_answer::<LINK>(skb, &envelope, length, policy, permit) {
+        // SAFETY: this CPU's own copy, and the program is not preempted by itself.
+        let scratch = unsafe { &mut *scratch };
+        // SAFETY: the program's own context.
+        let length = unsafe { (*skb).len };
+        match read_envelope::<LINK>(skb, length) {
+            Ok(envelope) => scratch.envelope = envelope,
+            Err(pass) => return NOT_ANSWERED + pass as i32,
+        }
+        let scratch = afresh(scratch);
+        let rule = asked(skb, bank, &scratch.envelope);
+        if rule == 0 {
+            return NOT_ANSWERED;
+        }
+        let policy = black_box(rules::policy(rule));
+        let (outcome, verdict) = match try_answer::<LINK>(skb, scratch, length, policy, permit) {
             Ok(verdict) => {
                 count_rule(rules::number(rule), u64::from(length) - LINK as u64);
                 (Pass::Answered, verdict)
@@ -312,19 +320,25 @@ mod programs {
         verdict
     }
 
-    /// The rule that takes the datagram, if it lets the kernel answer.
-    #[inline(always)]
-    fn asked(skb: *mut __sk_buff, bank: u32, envelope: &Envelope) -> Option<u32> {
+    /// The rule that takes the datagram, with its policy; 0 where none does by which the kernel may answer.
+    ///
+    /// A function of its own, so that the verifier need not look at what follows once for every way through the rules.
+    #[inline(never)]
+    fn asked(skb: *mut __sk_buff, bank: u32, envelope: &Envelope) -> u32 {
         // SAFETY: the program's own context.
         let (mark, interface) = unsafe { ((*skb).mark, (*skb).ifindex) };
         let reader = control!(reader);
         if interface == reader && mark == REDIRECTED || is_exempt(mark) {
-            return None;
+            return 0;
         }
+        let Some(receiver) = envelope.receiver() else {
+            return 0;
+        };
         let port = envelope.destination_port.swap_bytes();
-        let receiver = envelope.receiver()?;
-        let rule = black_box(find(&receiver, protocol::UDP, port, &Maps { bank })?);
-        (rules::policy(rule) != 0 && exists(skb, reader)).then_some(rule)
+        match find(&receiver, protocol::UDP, port, &Maps { bank }) {
+            Some(rule) if rules::policy(rule) != 0 && exists(skb, reader) => rule,
+            _ => 0,
+        }
     }
 
     /// Whether packets with that mark are never intercepted.
@@ -336,18 +350,14 @@ mod programs {
     #[inline(always)]
     fn try_answer<const LINK: usize>(
         skb: *mut __sk_buff,
-        envelope: &Envelope,
+        scratch: &mut Scratch,
         length: u32,
         policy: u32,
         permit: Permit,
     ) -> Result<i32, Pass> {
-        let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
-            return Err(Pass::NoRoom);
-        };
-        // SAFETY: this CPU's own copy, and the program is not preempted by itself.
-        let scratch = unsafe { &mut *scratch };
-        let head = LINK + envelope.ip_header() + UDP_HEADER;
-        read_question(skb, scratch, head, envelope, policy)?;
+        let envelope = scratch.envelope;
+        let head = black_box(LINK + envelope.ip_header() + UDP_HEADER);
+        read_question(skb, scratch, head, &envelope, policy)?;
         let scratch = afresh(scratch);
         look_up(scratch, permit)?;
 
@@ -368,7 +378,7 @@ mod programs {
             return Err(Pass::TooLarge);
         }
         let header = scratch.entry.reply_header(&question);
-        let checksum = checksum(scratch, envelope, &question, header, tail)?;
+        let checksum = checksum(scratch, &envelope, &question, header, tail)?;
         // SAFETY: a helper on the program's own context. It leaves the packet as it was where it fails.
         if unsafe { bpf_skb_change_tail(skb, reply, 0) } != 0 {
             return Err(Pass::NoRoom);
@@ -502,6 +512,7 @@ mod programs {
         if word(KIND) != scratch.key.kind() {
             return Err(Pass::Unknown);
         }
+        let name = afresh(scratch).question.name;
         for index in 0..NAME_WORDS {
             if index * 8 >= name {
                 break;
