@@ -9,14 +9,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// How long a condition may take before it counts as never coming true: a minute, times `LAB_PATIENCE` where
-/// that is a number.
+/// How much slower than others a machine is: `LAB_PATIENCE` where that is a number, otherwise 1.
+static FACTOR: LazyLock<u32> = LazyLock::new(|| {
+    let factor = env::var("LAB_PATIENCE").ok();
+    let factor = factor.and_then(|factor| factor.parse().ok());
+    u32::max(factor.unwrap_or(1), 1)
+});
+
+/// How long a condition may take before it counts as never coming true: a minute, longer on slow machines.
 pub fn patience() -> Duration {
-    static FACTOR: LazyLock<u32> = LazyLock::new(|| {
-        let factor = env::var("LAB_PATIENCE").ok();
-        factor.and_then(|factor| factor.parse().ok()).unwrap_or(1)
-    });
-    Duration::from_mins(1).saturating_mul((*FACTOR).max(1))
+    Duration::from_mins(1).saturating_mul(*FACTOR)
+}
+
+/// How often is often enough: `rounds` times, fewer on slow machines.
+pub fn rounds(rounds: u32) -> u32 {
+    (rounds / (*FACTOR * *FACTOR)).max(1)
 }
 
 /// Polls `probe` until it gives a value; after [`patience`] the error says that `what` did not happen.

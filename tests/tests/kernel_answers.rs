@@ -38,7 +38,7 @@ const SERVER_V6: [u8; 16] = [
 fn the_kernel_answers_every_question_as_user_space_does() {
     let kernel = RefCell::new(load());
     let mut runner = TestRunner::new(Config {
-        cases: 8192,
+        cases: lab::rounds(8192),
         failure_persistence: None,
         ..Config::default()
     });
@@ -75,14 +75,15 @@ fn the_kernel_answers_every_question_as_user_space_does() {
         Ok(())
     });
     outcome.unwrap();
-    assert!(answered.into_inner() > 4096, "most of them are answered");
+    let answered = answered.into_inner();
+    assert!(answered > lab::rounds(4096), "most of them are answered");
 }
 
 #[test]
 fn whatever_the_kernel_reads_it_answers_nothing_that_user_space_would_refuse() {
     let kernel = RefCell::new(load());
     let mut runner = TestRunner::new(Config {
-        cases: 8192,
+        cases: lab::rounds(8192),
         failure_persistence: None,
         ..Config::default()
     });
@@ -393,7 +394,7 @@ fn an_answer_that_is_replaced_while_it_is_read_is_whole_or_none() {
                 round += 1;
             }
         });
-        for round in 0..40_000 {
+        for round in 0..lab::rounds(40_000) as usize {
             let name = round % NAMES;
             let packet = asks[name].packet(&asks[name].query());
             let (reply, how) = run(&mut kernel, LinkLayer::Ip, &packet);
