@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use crate::dns::cache::DomainName;
 use crate::dns::upstream::UpstreamUrl;
-use crate::dns::{DEFAULT_GROUP, FailOn, GroupConfig, RouteConfig, Strategy, Target, Via};
+use crate::dns::{
+    DEFAULT_GROUP, FailOn, GroupConfig, OwnPlaces, RouteConfig, Strategy, Target, Via,
+};
 use crate::listen::Listen;
 use crate::rules::{Protocol, Rule};
 
@@ -156,6 +158,14 @@ pub(super) struct Outside<'a> {
 }
 
 impl Outside<'_> {
+    /// Where we answer ourselves.
+    pub(super) fn own_places(&self) -> OwnPlaces {
+        OwnPlaces {
+            addresses: self.addresses.iter().map(|it| it.value).collect(),
+            listeners: self.listens.iter().map(|it| it.value.address).collect(),
+        }
+    }
+
     /// Refuses an upstream that has a name where there is nobody to resolve it; `key` is where it was named.
     pub(super) fn can_be_found(
         &self,

@@ -278,6 +278,7 @@ impl Merged<'_> {
                 .iter()
                 .map(|it| it.value.clone())
                 .collect(),
+            own: outside.own_places(),
             strategy: self.strategy()?,
             fail_on: self.fail_on()?,
             client_subnet: self.or(Key::DnsClientSubnet, false, value::boolean)?,

@@ -14,6 +14,7 @@ mod connection;
 pub mod counters;
 mod framing;
 mod local;
+mod own_places;
 mod padding;
 mod policy;
 pub mod query;
@@ -37,6 +38,7 @@ use std::time::Duration;
 pub use self::answers::AnswerSink;
 pub use self::cache::{CacheConfig, SharedCacheConfig};
 pub use self::counters::Counters;
+pub use self::own_places::OwnPlaces;
 pub use self::policy::{DEFAULT_GROUP, FailOn, GroupConfig, RouteConfig, Strategy, Target, Via};
 pub use self::server::{Lookup, Server};
 use self::upstream::UpstreamUrl;
@@ -54,6 +56,8 @@ pub struct DnsConfig {
     pub upstreams: Vec<UpstreamUrl>,
     /// Resolvers that the names of upstreams without address are resolved at, in plain text (`udp://`, `tcp://`).
     pub bootstrap: Vec<UpstreamUrl>,
+    /// Where we answer ourselves, which is no place that such a name may lead to.
+    pub own: OwnPlaces,
     /// Which of the upstreams is asked when.
     pub strategy: Strategy,
     /// Which of their outcomes make the next one be asked.
@@ -125,6 +129,7 @@ impl Default for DnsConfig {
         Self {
             upstreams: vec![public([8, 8, 8, 8]), public([8, 8, 4, 4])],
             bootstrap: Vec::new(),
+            own: OwnPlaces::default(),
             strategy: Strategy::default(),
             fail_on: FailOn::default(),
             groups: Vec::new(),

@@ -12,11 +12,11 @@ use std::time::Duration;
 
 pub use self::config::{DEFAULT_GROUP, FailOn, GroupConfig, RouteConfig, Strategy, Target, Via};
 use self::routes::Routes;
-use super::DnsConfig;
 use super::cache::{DomainName, RouteId};
 use super::counters::{GroupCounters, UpstreamCounters};
 use super::upstream::forward::{Forwarder, Timing};
 use super::upstream::{Upstream, UpstreamUrl};
+use super::{DnsConfig, OwnPlaces};
 use crate::bypass::Bypass;
 
 /// What is kept of the deadline so that the client hears of a failure before it has given up itself.
@@ -61,6 +61,7 @@ impl Policy {
             timing: timing(config),
             randomizes_case: config.randomize_case,
             bootstrap: &config.bootstrap,
+            own: &config.own,
             bypass,
             before,
             ids,
@@ -185,6 +186,7 @@ struct Building<'a> {
     timing: Timing,
     randomizes_case: bool,
     bootstrap: &'a [UpstreamUrl],
+    own: &'a OwnPlaces,
     bypass: &'a Bypass,
     before: Option<&'a Policy>,
     ids: &'a mut RouteIds,
@@ -214,7 +216,7 @@ impl Building<'_> {
         let kept = || self.before.and_then(|before| before.upstreams.get(key));
         if let Some(upstream) = held.or_else(kept) {
             let upstream = Arc::clone(upstream);
-            upstream.bootstrap_at(self.bootstrap);
+            upstream.bootstrap_at(self.bootstrap, self.own);
             self.policy
                 .upstreams
                 .insert(key.clone(), Arc::clone(&upstream));
@@ -222,7 +224,7 @@ impl Building<'_> {
         }
         let (url, via) = key;
         let upstream = Arc::new(Upstream::new(url.clone(), via.clone(), self.bypass));
-        upstream.bootstrap_at(self.bootstrap);
+        upstream.bootstrap_at(self.bootstrap, self.own);
         self.policy
             .upstreams
             .insert(key.clone(), Arc::clone(&upstream));

@@ -119,6 +119,46 @@ fn where_nobody_resolves_the_name_clients_hear_so_within_the_deadline() -> Resul
 }
 
 #[test]
+fn a_name_that_leads_to_the_daemon_itself_is_refused_and_said_once() -> Result<()> {
+    let stage = Stage::new(Lab::client_with_tunnel()?, NAME)?;
+    let net = &stage.lab.net;
+    net.run("ip address add 192.0.2.55/24 dev eth0")?;
+    let _resolver = Responder::start(net, "192.0.2.55:53".parse()?, |query| {
+        let reply = dns::address_reply_for(query, Ipv4Addr::new(10, 30, 30, 30), 60);
+        reply.into_iter().collect()
+    })?;
+    let daemon = stage.daemon(&[
+        "--upstream",
+        &stage.url("tls"),
+        "--bootstrap",
+        "udp://192.0.2.55",
+        "--no-cache",
+    ])?;
+
+    for number in 0..3 {
+        let reply = stage
+            .lab
+            .dig(&format!("@10.30.30.30 h{number}.example.test"))?;
+        assert!(reply.contains("status: SERVFAIL"), "{reply}");
+    }
+
+    let upstream = &daemon.status()?["upstreams"][0];
+    assert_eq!(upstream["addresses"], json!([]));
+    let error = upstream["last_error"].to_string();
+    assert!(
+        error.contains("leads to 10.30.30.30, where this daemon itself answers"),
+        "{error}"
+    );
+    let log = daemon.log();
+    assert_eq!(
+        log.matches("its name leads to 10.30.30.30").count(),
+        1,
+        "{log}"
+    );
+    Ok(())
+}
+
+#[test]
 fn a_name_is_resolved_outside_of_a_tunnel_that_takes_all_and_past_a_rule_for_all_of_port_53()
 -> Result<()> {
     let stage = Stage::new(Lab::new(Routing::Full)?, NAME)?;

@@ -5,12 +5,13 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::encrypted_url::EncryptedUrl;
 use super::stream::StreamUpstream;
@@ -19,6 +20,7 @@ use super::tls::first;
 use super::udp::UdpUpstream;
 use super::url::{UpstreamUrl, is_unicast};
 use crate::bypass::Bypass;
+use crate::dns::OwnPlaces;
 use crate::dns::counters::Counter;
 use crate::dns::query::Request;
 use crate::dns::reply::Reply;
@@ -65,14 +67,19 @@ pub(super) struct Bootstrap {
     /// The upstream's name in wire form and lower case.
     name: Vec<u8>,
     port: u16,
+    /// The upstream as logs have it.
+    label: String,
     bypass: Bypass,
     patience: Patience,
+    /// It has been said that the name leads to ourselves.
+    has_warned: AtomicBool,
     state: Mutex<State>,
 }
 
 struct State {
     urls: Vec<UpstreamUrl>,
     resolvers: Arc<[Resolver]>,
+    own: Arc<OwnPlaces>,
     known: Option<Known>,
     /// The lookup on its way, which all who need addresses wait for.
     lookup: Option<watch::Receiver<Option<Outcome>>>,
@@ -101,31 +108,42 @@ impl Bootstrap {
         Some(Self {
             name,
             port: url.port(),
+            label: url.label(),
             bypass: bypass.clone(),
             patience: PATIENCE,
+            has_warned: AtomicBool::new(false),
             state: Mutex::new(State {
                 urls: Vec::new(),
                 resolvers: Arc::new([]),
+                own: Arc::default(),
                 known: None,
                 lookup: None,
             }),
         })
     }
 
-    /// Asks the resolvers at `urls` from here on, in this order; what is known is kept until they have answered.
-    pub(super) fn ask_at(&self, urls: &[UpstreamUrl]) {
+    /// Asks the resolvers at `urls` from here on, in this order, and takes no address for the upstream's where `own` says
+    /// that we answer ourselves; what is known besides is kept until they have answered.
+    pub(super) fn ask_at(&self, urls: &[UpstreamUrl], own: &OwnPlaces) {
         let mut state = self.state();
-        if state.urls == urls {
+        if state.urls == urls && *state.own == *own {
             return;
         }
         let resolvers = urls.iter();
         let resolvers = resolvers.filter_map(|url| Resolver::new(url, &self.bypass));
         state.resolvers = resolvers.collect();
         state.urls = urls.to_vec();
+        state.own = Arc::new(own.clone());
         state.lookup = None;
-        if let Some(known) = &mut state.known {
-            known.expires = Instant::now();
-        }
+        let known = state.known.take();
+        state.known = known.and_then(|known| {
+            let addresses = known.addresses.iter().copied();
+            let others: Arc<[IpAddr]> = addresses.filter(|it| !self.is_own(own, *it)).collect();
+            (!others.is_empty()).then(|| Known {
+                addresses: others,
+                expires: Instant::now(),
+            })
+        });
     }
 
     /// The addresses that are known; none before they are first needed.
@@ -169,10 +187,10 @@ impl Bootstrap {
             return lookup.clone();
         }
         let (teller, lookup) = watch::channel(None);
-        let resolvers = Arc::clone(&state.resolvers);
+        let (resolvers, own) = (Arc::clone(&state.resolvers), Arc::clone(&state.own));
         let bootstrap = Arc::clone(self);
         tokio::spawn(async move {
-            let asking = bootstrap.ask(&resolvers);
+            let asking = bootstrap.ask(&resolvers, &own);
             let found = timeout(bootstrap.patience.lookup, asking).await;
             let found = found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
             teller.send_replace(Some(bootstrap.note(&resolvers, found)));
@@ -182,10 +200,11 @@ impl Bootstrap {
     }
 
     /// Asks one resolver after the other, each a while after the one before or as soon as that has failed.
-    async fn ask(&self, resolvers: &[Resolver]) -> io::Result<Found> {
+    async fn ask(&self, resolvers: &[Resolver], own: &OwnPlaces) -> io::Result<Found> {
         let turns = resolvers.iter().cycle().take(resolvers.len() * ROUNDS);
-        let mut found = first(turns, |resolver| {
-            resolver.look_up(&self.name, self.patience.family)
+        let mut found = first(turns, async |resolver: &Resolver| {
+            let found = resolver.look_up(&self.name, self.patience.family).await?;
+            self.without_own(found, own)
         })
         .await?;
         let has_route = |address: &IpAddr| {
@@ -196,6 +215,33 @@ impl Bootstrap {
         // RFC 6724 §6, rule 1.
         found.addresses.sort_by_cached_key(|it| !has_route(it));
         Ok(found)
+    }
+
+    /// What was found but for addresses at which we answer ourselves: queries that are sent there come back, and never end.
+    fn without_own(&self, mut found: Found, own: &OwnPlaces) -> io::Result<Found> {
+        let addresses = found.addresses.iter();
+        let Some(loops) = addresses.copied().find(|it| self.is_own(own, *it)) else {
+            self.has_warned.store(false, Ordering::Relaxed);
+            return Ok(found);
+        };
+        if !self.has_warned.swap(true, Ordering::Relaxed) {
+            warn!(
+                "upstream {}: its name leads to {loops}, where this daemon itself answers; it is not asked there",
+                self.label
+            );
+        }
+        found.addresses.retain(|it| !self.is_own(own, *it));
+        if found.addresses.is_empty() {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrNotAvailable,
+                format!("it leads to {loops}, where this daemon itself answers"),
+            ));
+        }
+        Ok(found)
+    }
+
+    fn is_own(&self, own: &OwnPlaces, address: IpAddr) -> bool {
+        own.include(SocketAddr::new(address, self.port))
     }
 
     /// Takes over what a lookup has found, unless other resolvers are asked by now.
@@ -553,7 +599,7 @@ mod tests {
         let bootstrap = bootstrap(&[&server.url()]);
         let sockets = bootstrap.sockets().await.unwrap();
 
-        bootstrap.ask_at(&urls(&["udp://127.0.0.1:1"]));
+        bootstrap.ask_at(&urls(&["udp://127.0.0.1:1"]), &OwnPlaces::default());
         assert_eq!(bootstrap.sockets().await.unwrap(), sockets);
         while bootstrap.state().lookup.is_some() {
             yield_now().await;
@@ -572,6 +618,39 @@ mod tests {
         let asked = empty.asked();
         bootstrap.sockets().await.unwrap_err();
         assert!(empty.asked() > asked);
+    }
+
+    #[tokio::test]
+    async fn an_address_at_which_we_answer_ourselves_is_not_taken_where_there_is_another() {
+        let server = Server::start(|query| Some(answer(query, 60))).await;
+        let bootstrap = bootstrap(&[&server.url()]);
+        assert_eq!(bootstrap.sockets().await.unwrap().len(), 2);
+
+        bootstrap.ask_at(&urls(&[&server.url()]), &own(&[OLD]));
+
+        assert_eq!(bootstrap.known(), [NEW.ip_addr().unwrap()]);
+        let sockets = bootstrap.sockets().await.unwrap();
+        assert_eq!(sockets, [SocketAddr::new(NEW.ip_addr().unwrap(), 853)]);
+        assert!(bootstrap.has_warned.load(Ordering::Relaxed));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_only_to_ourselves_is_a_failure_that_says_so_until_it_leads_elsewhere()
+     {
+        let server = Server::start(|query| Some(answer(query, 60))).await;
+        let bootstrap = bootstrap(&[&server.url()]);
+        bootstrap.ask_at(&urls(&[&server.url()]), &own(&[OLD, NEW]));
+
+        let error = bootstrap.sockets().await.unwrap_err().to_string();
+        assert!(
+            error.ends_with("where this daemon itself answers"),
+            "{error}"
+        );
+        assert_eq!(bootstrap.known(), [] as [IpAddr; 0]);
+
+        bootstrap.ask_at(&urls(&[&server.url()]), &OwnPlaces::default());
+        assert_eq!(bootstrap.sockets().await.unwrap().len(), 2);
+        assert!(!bootstrap.has_warned.load(Ordering::Relaxed));
     }
 
     #[test]
@@ -663,8 +742,15 @@ mod tests {
         let mut bootstrap = Bootstrap::new(&url, &Bypass::new(0, None)).unwrap();
         // A renewal is waited for to its end.
         bootstrap.patience.renewal = bootstrap.patience.lookup * 2;
-        bootstrap.ask_at(&urls(resolvers));
+        bootstrap.ask_at(&urls(resolvers), &OwnPlaces::default());
         Arc::new(bootstrap)
+    }
+
+    fn own(addresses: &[RData]) -> OwnPlaces {
+        OwnPlaces {
+            addresses: addresses.iter().filter_map(RData::ip_addr).collect(),
+            listeners: Vec::new(),
+        }
     }
 
     fn urls(texts: &[&str]) -> Vec<UpstreamUrl> {

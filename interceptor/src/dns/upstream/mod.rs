@@ -39,6 +39,7 @@ pub(super) use self::tls::{SecureDial, first as first_address};
 pub(crate) use self::tls::{read_certificates, read_key};
 use self::udp::UdpUpstream;
 pub use self::url::{UpstreamUrl, UpstreamUrlError};
+use super::OwnPlaces;
 use super::counters::{State, UpstreamCounters, UpstreamMeter};
 use super::policy::{FailOn, Via};
 use super::query::Request;
@@ -108,10 +109,11 @@ impl Upstream {
         }
     }
 
-    /// Has its name resolved at `urls` from here on, where it has one; connections stay.
-    pub(super) fn bootstrap_at(&self, urls: &[UpstreamUrl]) {
+    /// Has its name resolved at `urls` from here on, where it has one, and not to where `own` says that we are ourselves;
+    /// connections stay.
+    pub(super) fn bootstrap_at(&self, urls: &[UpstreamUrl], own: &OwnPlaces) {
         if let Some(bootstrap) = &self.bootstrap {
-            bootstrap.ask_at(urls);
+            bootstrap.ask_at(urls, own);
         }
     }
 

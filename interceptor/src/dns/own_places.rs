@@ -1,0 +1,59 @@
+//! Where this daemon itself answers: what an upstream's name must not lead to, because queries would come back.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+/// Virtual addresses and listeners.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnPlaces {
+    /// Addresses that are intercepted, at every port.
+    pub addresses: Vec<IpAddr>,
+    /// Addresses and ports that are listened at; an unspecified address stands for all of the host's own of its family.
+    pub listeners: Vec<SocketAddr>,
+}
+
+impl OwnPlaces {
+    /// Whether what is sent to `remote` arrives here.
+    pub fn include(&self, remote: SocketAddr) -> bool {
+        let ip = remote.ip();
+        self.addresses.contains(&ip)
+            || self.listeners.iter().any(|at| {
+                let is_any = at.ip().is_unspecified() && at.is_ipv4() == remote.is_ipv4();
+                at.port() == remote.port() && (at.ip() == ip || is_any && is_local(ip))
+            })
+    }
+}
+
+/// Whether an address is the host's own; only those can be bound to (ip(7)).
+fn is_local(ip: IpAddr) -> bool {
+    UdpSocket::bind(SocketAddr::new(ip, 0)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn virtual_addresses_are_ours_at_every_port_and_listeners_at_theirs() {
+        let own = OwnPlaces {
+            addresses: vec!["10.30.30.30".parse().unwrap()],
+            listeners: vec![
+                "192.0.2.1:853".parse().unwrap(),
+                "0.0.0.0:53".parse().unwrap(),
+            ],
+        };
+        for (remote, is_own) in [
+            ("10.30.30.30:853", true),
+            ("10.30.30.31:853", false),
+            ("192.0.2.1:853", true),
+            ("192.0.2.1:443", false),
+            ("192.0.2.2:853", false),
+            ("127.0.0.1:53", true),
+            ("127.0.0.1:853", false),
+            ("192.0.2.1:53", false),
+            ("[::1]:53", false),
+        ] {
+            assert_eq!(own.include(remote.parse().unwrap()), is_own, "{remote}");
+        }
+        assert!(!OwnPlaces::default().include("127.0.0.1:53".parse().unwrap()));
+    }
+}
