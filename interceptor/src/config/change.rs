@@ -9,9 +9,11 @@ use super::error::Error;
 use super::layer::Key;
 use super::table::TableKind;
 use super::{Config, Sources, validate};
+use crate::dns::Target;
+use crate::dns::upstream::UpstreamUrl;
 
 /// One setting that is another, or one table more or less; values are as `interceptor check` shows them, so that no
-/// secret is among them.
+/// secret is among them. Where both are the same, files that the value names, or secrets in it, are others.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Change {
     /// The key, such as `dns.upstreams`, or a table's kind, such as `route`.
@@ -38,7 +40,14 @@ impl Config {
         }
         let mut fixed = Key::ALL.into_iter().filter(|key| !is_changeable(*key));
         let Some(key) = fixed.find(|key| self.value(*key) != after.value(*key)) else {
-            return Ok(after);
+            if self.seals_like(&after) {
+                return Ok(after);
+            }
+            return Err(Error::value(
+                &merged.origin(Key::SharedCacheKeyFile),
+                Key::SharedCacheKeyFile,
+                "the key in the file is another, which needs a restart; nothing was changed",
+            ));
         };
         let (here, there) = (Shown(&self.value(key)), Shown(&after.value(key)));
         let hint = match key {
@@ -90,7 +99,63 @@ impl Config {
                 }
                 changes
             });
-        keys.chain(tables).collect()
+        keys.chain(tables).chain(self.renewals(after)).collect()
+    }
+
+    /// Settings that read the same in `after`, where files that they name have other contents.
+    fn renewals(&self, after: &Self) -> Vec<Change> {
+        let mut renewals = Vec::new();
+        let mut add = |key: &str, value: String| {
+            let change = Change {
+                key: key.to_owned(),
+                before: Value::String(value.clone()),
+                after: Value::String(value),
+            };
+            if !renewals.contains(&change) {
+                renewals.push(change);
+            }
+        };
+        for (key, url) in after.named_upstreams() {
+            let text = url.to_string();
+            let mut before = self.named_upstreams().map(|(_, before)| before);
+            if before.any(|before| before != url && before.to_string() == text) {
+                add(key, text);
+            }
+        }
+        if let (Some(before), Some(after)) = (&self.dns.shared_cache, &after.dns.shared_cache) {
+            if before.store != after.store {
+                add(&Key::SharedCacheUrl.to_string(), after.store.to_string());
+            }
+            if let (Some(before), Some(after)) = (&before.password, &after.password)
+                && !before.has_password_of(after)
+            {
+                let path = after.path.to_string_lossy().into_owned();
+                add(&Key::SharedCachePasswordFile.to_string(), path);
+            }
+        }
+        renewals
+    }
+
+    /// The upstreams, each with the key that names it.
+    fn named_upstreams(&self) -> impl Iterator<Item = (&'static str, &UpstreamUrl)> {
+        let dns = &self.dns;
+        let own = dns.upstreams.iter().map(|url| ("dns.upstreams", url));
+        let groups = dns.groups.iter().flat_map(|group| &group.upstreams);
+        let routes = dns.routes.iter().filter_map(|route| match &route.target {
+            Target::Upstreams(upstreams) => Some(upstreams),
+            Target::Group(_) => None,
+        });
+        own.chain(groups.map(|url| ("group.upstreams", url)))
+            .chain(routes.flatten().map(|url| ("route.upstreams", url)))
+    }
+
+    /// Whether what is shared is sealed with the same key as by `after`.
+    fn seals_like(&self, after: &Self) -> bool {
+        let files = [self, after].map(|it| it.dns.shared_cache.as_ref()?.key.as_ref());
+        match files {
+            [Some(before), Some(after)] => before.has_key_of(after),
+            [before, after] => before.is_none() && after.is_none(),
+        }
     }
 }
 
@@ -101,6 +166,7 @@ impl fmt::Display for Change {
         match (before, after) {
             (Value::Null, Value::Object(_)) => write!(f, "{key} added: {}", Shown(after)),
             (Value::Object(_), Value::Null) => write!(f, "{key} removed: {}", Shown(before)),
+            _ if before == after => write!(f, "{key}: {} has other files or secrets", Shown(after)),
             _ => write!(f, "{key}: {} → {}", Shown(before), Shown(after)),
         }
     }
@@ -184,6 +250,7 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
     use serde_json::json;
 
     use super::super::layer::Layer;
@@ -242,6 +309,59 @@ mod tests {
     }
 
     #[test]
+    fn files_with_other_contents_under_the_same_name_are_a_change_and_an_upstream_is_told_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let (ca, password) = (directory.path().join("ca.pem"), directory.path().join("pw"));
+        let url = format!("tls://192.0.2.1?ca={}", ca.display());
+        let text = format!(
+            "[dns]\nupstreams = [{url:?}]\n[[route]]\ndomains = [\"a.example\"]\nupstreams = [{url:?}]\n\
+             [shared_cache]\nurl = \"redis://192.0.2.1\"\npassword_file = {password:?}"
+        );
+        let write = |secret: &str| {
+            fs::write(&ca, authority()).unwrap();
+            fs::write(&password, secret).unwrap();
+        };
+        write("one");
+        let before = config(&text);
+        assert_eq!(before.changes(&config(&text)), []);
+
+        write("other");
+        let after = config(&text);
+
+        assert_ne!(before.dns, after.dns);
+        let changes = before.changes(&after);
+        let lines: Vec<String> = changes.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            lines,
+            [
+                format!("dns.upstreams: {url:?} has other files or secrets"),
+                format!("route.upstreams: {url:?} has other files or secrets"),
+                format!("shared_cache.password_file: {password:?} has other files or secrets"),
+            ]
+        );
+    }
+
+    #[test]
+    fn another_sealing_key_needs_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let sources = sources(directory.path().join("c.toml"));
+        let key = directory.path().join("key");
+        let text = format!("[shared_cache]\nurl = \"redis://192.0.2.1\"\nkey_file = {key:?}");
+        fs::write(sources.file.as_ref().unwrap(), text).unwrap();
+        fs::write(&key, "00".repeat(32)).unwrap();
+        let running = Config::load(&sources).unwrap();
+        assert!(running.load_again(&sources).is_ok());
+
+        fs::write(&key, "01".repeat(32)).unwrap();
+
+        let refused = running.load_again(&sources).unwrap_err().to_string();
+        assert!(
+            refused.contains(":3:12: shared_cache.key_file: the key in the file is another"),
+            "{refused}"
+        );
+    }
+
+    #[test]
     fn what_is_not_set_is_told_so() {
         let change = Change {
             key: "bypass.mark".to_owned(),
@@ -295,6 +415,14 @@ mod tests {
         fs::write(sources.file.as_ref().unwrap(), "[cache]\nsize = \"8MiB\"").unwrap();
         let after = running.load_again(&sources).unwrap();
         assert_eq!(after.dns.cache.size, 8 << 20);
+    }
+
+    /// A fresh authority's certificate, PEM.
+    fn authority() -> String {
+        let mut parameters = CertificateParams::new(Vec::new()).unwrap();
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        parameters.self_signed(&key).unwrap().pem()
     }
 
     fn changes(before: &str, after: &str) -> Vec<Change> {

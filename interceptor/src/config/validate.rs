@@ -416,7 +416,7 @@ impl Merged<'_> {
             };
             config.store = store;
         }
-        if let Err(error) = config.store.check_files() {
+        if let Err(error) = config.store.load_files() {
             let key = Key::SharedCacheUrl;
             return Err(Error::value(&store.origin, key, error));
         }

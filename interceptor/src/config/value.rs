@@ -325,8 +325,8 @@ pub(super) fn via(raw: &Raw) -> Result<Via, Problem> {
 }
 
 pub(super) fn upstream(raw: &Raw) -> Result<UpstreamUrl, Problem> {
-    let upstream: UpstreamUrl = parsed(raw, "a URL in quotes such as \"udp://8.8.8.8\"")?;
-    upstream.check_files().map_err(|error| error.to_string())?;
+    let mut upstream: UpstreamUrl = parsed(raw, "a URL in quotes such as \"udp://8.8.8.8\"")?;
+    upstream.load_files().map_err(|error| error.to_string())?;
     Ok(upstream)
 }
 

@@ -43,9 +43,12 @@ pub(super) struct Way {
 type UpstreamKey = (UpstreamUrl, Via);
 
 /// The numbers of routes: the same upstreams by the same way have the same one for good, and no others ever have it.
+///
+/// They are the same by their URLs, whatever the files that these name have in them by now: a renewed certificate does not
+/// change what a resolver answers.
 #[derive(Debug, Default)]
 pub(super) struct RouteIds {
-    known: HashMap<Vec<UpstreamKey>, RouteId>,
+    known: HashMap<Vec<(String, Via)>, RouteId>,
 }
 
 impl Policy {
@@ -175,7 +178,10 @@ impl RouteIds {
         is_short
     }
 
-    fn id(&mut self, upstreams: Vec<UpstreamKey>) -> RouteId {
+    fn id(&mut self, upstreams: &[UpstreamKey]) -> RouteId {
+        let upstreams = upstreams.iter();
+        let upstreams = upstreams.map(|(url, via)| (url.to_string(), via.clone()));
+        let upstreams = upstreams.collect();
         let next = RouteId(u16::try_from(self.known.len()).unwrap_or(u16::MAX));
         *self.known.entry(upstreams).or_insert(next)
     }
@@ -200,7 +206,7 @@ impl Building<'_> {
         let keys: Vec<UpstreamKey> = urls.map(|url| (url.clone(), via.clone())).collect();
         let upstreams = keys.iter().map(|key| self.upstream(key)).collect();
         self.policy.ways.push(Way {
-            route: self.ids.id(keys),
+            route: self.ids.id(&keys),
             forwarder: Arc::new(
                 Forwarder::new(upstreams, group.strategy, group.fail_on, self.timing)
                     .with_random_case(self.randomizes_case),
@@ -324,12 +330,12 @@ mod tests {
             vec![(url, Via::Bypass)]
         };
         for port in 1..u16::MAX {
-            assert_eq!(ids.id(key(port)), RouteId(port - 1));
+            assert_eq!(ids.id(&key(port)), RouteId(port - 1));
         }
         assert!(!ids.reserve(1));
-        assert_eq!(ids.id(key(7)), RouteId(6));
+        assert_eq!(ids.id(&key(7)), RouteId(6));
         assert!(ids.reserve(2));
-        assert_eq!(ids.id(key(7)), RouteId(0));
+        assert_eq!(ids.id(&key(7)), RouteId(0));
     }
 
     type Routed<'a> = (&'a [&'a str], &'a [&'a str]);

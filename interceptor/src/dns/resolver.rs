@@ -208,12 +208,7 @@ impl Resolver {
     pub(super) fn use_records(&self, records: Arc<Records>) {
         self.core.names.replace(records);
         // In this order: what is offered from here on is offered with the new records in sight.
-        if let Some(cache) = &self.core.cache {
-            cache.renew(|_| true, true);
-        }
-        if let Some(answers) = &self.core.answers {
-            answers.forget_all();
-        }
+        self.core.renew(|_| true, true);
     }
 
     /// The names of ours.
@@ -230,6 +225,9 @@ impl Resolver {
         {
             cache.reconfigure(config.cache.clone());
         }
+        if let (Some(shared), Some(config)) = (&core.shared, &config.shared_cache) {
+            shared.renew(config);
+        }
         let mut ids = core.ids.lock().unwrap_or_else(PoisonError::into_inner);
         let before = core.policy.load_full();
         let is_anew = ids.reserve(1 + config.routes.len());
@@ -242,12 +240,7 @@ impl Resolver {
         let stays = |route| !is_anew && after.keeps(route, &before);
         let all_stay = before.routes().all(stays);
         // After the policy: who has read the new generation has the new policy.
-        if let Some(cache) = &core.cache {
-            cache.renew(stays, all_stay);
-        }
-        if let Some(answers) = &core.answers {
-            answers.forget_all();
-        }
+        core.renew(stays, all_stay);
     }
 
     pub(super) fn upstreams(&self) -> Vec<UpstreamCounters> {
@@ -312,6 +305,17 @@ impl Resolver {
 }
 
 impl Core {
+    /// Begins a new generation, in which what is remembered of the routes that stay holds; all routes do where `all_stay`.
+    /// Who has been handed answers on is told to forget them.
+    fn renew(&self, stays: impl Fn(RouteId) -> bool, all_stay: bool) {
+        if let Some(cache) = &self.cache {
+            cache.renew(stays, all_stay);
+        }
+        if let Some(answers) = &self.answers {
+            answers.forget_all();
+        }
+    }
+
     /// Forgets what `scope` says on this machine; tells how many answers in memory that were.
     fn forget(&self, scope: &Scope) -> u64 {
         let forgotten = self.cache.as_ref().map_or(0, |cache| cache.flush(scope));

@@ -72,7 +72,8 @@ impl Server {
 
     /// Replaces upstreams, groups, routes, the time that they have (`attempt_timeout`, `rounds`, `deadline`) and whether
     /// they are told of clients' networks, in one step and while queries are answered; then the cache's limits and
-    /// `tcp_idle_timeout`. Whether there is a cache is for the next start. Upstreams that stay keep their connections,
+    /// `tcp_idle_timeout`, and the secrets that a shared cache is connected to with. Whether there is a cache, and where, is
+    /// for the next start. Upstreams that stay keep their connections,
     /// queries on their way finish as they began, and answers are forgotten only where they might be others.
     pub fn apply(&self, config: &DnsConfig) {
         let keeps_subnet = &self.shared.keeps_subnet;

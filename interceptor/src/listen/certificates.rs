@@ -10,10 +10,13 @@ use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::version::{TLS12, TLS13};
 
-use crate::dns::upstream::{self, TlsFileError};
+use crate::dns::upstream::{self, CertificateFacts, TlsFileError};
 
 /// ALPN of DNS over TLS (RFC 7858 §7.1 as IANA registers it).
 const DOT: &[u8] = b"dot";
+
+/// What the certificate is called.
+const CERTIFICATE: &str = "the server certificate";
 
 /// The files of a server's certificate and key, both PEM.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -40,8 +43,14 @@ impl Identity {
         self.load().map(|_| ())
     }
 
+    /// What the certificate says of itself; none where that cannot be understood.
+    pub fn facts(&self) -> Result<Option<CertificateFacts>, TlsFileError> {
+        let chain = upstream::read_certificates(CERTIFICATE, &self.certificate)?;
+        let own = chain.first();
+        Ok(own.and_then(|it| CertificateFacts::read(it)))
+    }
+
     fn load(&self) -> Result<Arc<ServerConfig>, TlsFileError> {
-        const CERTIFICATE: &str = "the server certificate";
         let setup = |error: rustls::Error| TlsFileError::Setup(error.to_string());
         let chain = upstream::read_certificates(CERTIFICATE, &self.certificate)?;
         let key = upstream::read_key("the server key", &self.key)?;
@@ -51,16 +60,7 @@ impl Identity {
             .map_err(setup)?
             .with_no_client_auth()
             .with_single_cert(chain, key)
-            .map_err(|error| TlsFileError::Malformed {
-                what: CERTIFICATE,
-                path: self.certificate.clone(),
-                reason: match error {
-                    rustls::Error::InconsistentKeys(_) => {
-                        format!("it is not for the key {}", self.key.display())
-                    }
-                    other => other.to_string(),
-                },
-            })?;
+            .map_err(|error| upstream::unfit(CERTIFICATE, &self.certificate, &self.key, &error))?;
         config.alpn_protocols = vec![DOT.to_vec()];
         config.ticketer = ring::Ticketer::new().map_err(setup)?;
         Ok(Arc::new(config))

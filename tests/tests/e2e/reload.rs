@@ -9,7 +9,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use lab::dns::{self, Query};
-use lab::{Capture, Daemon, Lab, Load, Process, Responder, Scratch, VIRTUAL_V4, VIRTUAL_V6};
+use lab::{
+    Authority, Capture, Daemon, Deed, Lab, Load, Process, Responder, Scratch, TlsResponder,
+    VIRTUAL_V4, VIRTUAL_V6,
+};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -287,6 +290,91 @@ fn interfaces_are_tapped_and_left_as_the_file_says() -> Result<()> {
     assert!(daemon.interface_state("eth0").is_err());
     assert_eq!(answer(&lab, beyond)?, Responder::FAR_ANSWER);
     assert_eq!(answer(&lab, VIRTUAL_V4)?, RESOLVER);
+    Ok(())
+}
+
+#[test]
+fn upstreams_are_asked_with_the_mark_and_by_the_way_that_the_file_says() -> Result<()> {
+    let lab = Lab::client_with_tunnel()?;
+    // What carries one of these marks does not get out; the second is that of what does not bypass tunnels.
+    for mark in ["0x51", "0x1ce8"] {
+        lab.client
+            .run(&format!("ip rule add fwmark {mark} table 77"))?;
+    }
+    lab.client
+        .run("ip route add unreachable 192.0.2.53/32 table 77")?;
+    let base = upstreams(&["udp://192.0.2.53"]);
+    let marked = |mark: &str, via: &str| {
+        format!(
+            "{base}[bypass]\nmark = {mark}\n[[route]]\ndomains = [\"www.example.test\"]\n\
+             upstreams = [\"udp://192.0.2.53\"]\nvia = \"{via}\""
+        )
+    };
+    let file = File::new(&lab, &marked("0x51", "bypass"))?;
+    let daemon = file.daemon(&lab, &["--no-cache"])?;
+    let is_answered = || answer(&lab, VIRTUAL_V4).is_ok();
+    assert!(!is_answered());
+
+    for (mark, via, told, expected) in [
+        ("0x52", "bypass", "bypass.mark: 81 → 82\n", true),
+        ("0x52", "tunnel", "route ", false),
+        ("0x52", "bypass", "route ", true),
+        ("0x51", "bypass", "bypass.mark: 82 → 81\n", false),
+        ("0x52", "bypass", "bypass.mark: 81 → 82\n", true),
+    ] {
+        file.write(&marked(mark, via))?;
+        let changes = daemon.ask(&["reload"])?;
+        assert!(changes.starts_with(told), "{changes}");
+        lab::until("the new way is taken", || {
+            (is_answered() == expected).then_some(())
+        })?;
+        let status = daemon.status()?;
+        let number = u32::from_str_radix(mark.trim_start_matches("0x"), 16)?;
+        assert_eq!(status["bypass_mark"], json!(number), "{status:#}");
+    }
+    Ok(())
+}
+
+#[test]
+fn files_under_the_same_name_are_read_again_and_a_broken_one_changes_nothing() -> Result<()> {
+    let lab = Lab::client_with_tunnel()?;
+    let (old, new) = (Authority::new("Old")?, Authority::new("New")?);
+    let _server = TlsResponder::start(
+        &lab.net,
+        "192.0.2.54:853".parse()?,
+        &new.issue(&["dns.example"])?,
+        None,
+        |_, query| {
+            let reply = dns::address_reply(query, Responder::FAR_ANSWER);
+            Deed::Answer(reply.into_iter().collect())
+        },
+    )?;
+    let scratch = Scratch::new()?;
+    let ca = scratch.write("ca.pem", fs::read(old.file())?)?;
+    let url = format!("tls://192.0.2.54?ca={}#dns.example", ca.display());
+    let file = File::new(&lab, &upstreams(&[&url]))?;
+    let daemon = file.daemon(&lab, &["--no-cache"])?;
+    assert!(answer(&lab, VIRTUAL_V4).is_err());
+    let error = daemon.status()?["upstreams"][0]["last_error"].to_string();
+    assert!(error.contains("does not include"), "{error}");
+
+    scratch.write("ca.pem", "no certificate")?;
+    let exit = daemon.try_ask(&["reload"])?;
+    assert_eq!(exit.code, Some(2), "{exit:?}");
+    for part in ["dns.upstreams", "ca.pem has no certificate in PEM form"] {
+        assert!(exit.stderr.contains(part), "{part}: {exit:?}");
+    }
+
+    scratch.write("ca.pem", fs::read(new.file())?)?;
+    let told = daemon.ask(&["reload"])?;
+    assert_eq!(
+        told,
+        format!("dns.upstreams: {url:?} has other files or secrets\n")
+    );
+    lab::until("the upstream is trusted", || {
+        (answer(&lab, VIRTUAL_V4).ok()? == Responder::FAR_ANSWER).then_some(())
+    })?;
+    assert_eq!(daemon.ask(&["reload"])?, "nothing has changed\n");
     Ok(())
 }
 

@@ -419,6 +419,36 @@ fn a_user_with_a_password_is_let_in_and_a_wrong_password_is_said_without_repeati
 }
 
 #[test]
+fn a_password_that_has_changed_in_its_file_is_used_after_a_reload() -> Result<()> {
+    let fleet = Fleet::new()?;
+    let _redis = fleet.store(&["--requirepass", "hunter2"])?;
+    let _upstream = fleet.upstream()?;
+    let password = fleet.secret("password", "hunter1\n", 0o600)?;
+    let key = fleet.secret("key", KEY, 0o600)?;
+    let settings = format!(
+        "url = \"redis://{STORE}\"\npassword_file = {password:?}\nkey_file = {key:?}\n{BUDGET}"
+    );
+    let machine = fleet.launch_with("one", &settings)?;
+    machine.wait_state("not with this password")?;
+
+    fleet.secret("password", "hunter2\n", 0o600)?;
+    let told = machine.daemon.ask(&["reload"])?;
+    assert_eq!(
+        told,
+        format!("shared_cache.password_file: {password:?} has other files or secrets\n")
+    );
+    machine.wait_connected()?;
+
+    fleet.secret("key", &KEY.chars().rev().collect::<String>(), 0o600)?;
+    let exit = machine.daemon.try_ask(&["reload"])?;
+    assert_eq!(exit.code, Some(2), "{exit:?}");
+    for part in ["shared_cache.key_file", "needs a restart"] {
+        assert!(exit.stderr.contains(part), "{part}: {exit:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn over_tls_the_store_must_show_a_certificate_of_the_authority_that_is_trusted() -> Result<()> {
     let fleet = Fleet::new()?;
     let authority = Authority::new("Lab CA")?;

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::future::{Either, select};
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc};
@@ -139,7 +139,11 @@ struct Inner {
     config: SharedCacheConfig,
     limits: CacheConfig,
     codec: Codec,
-    dial: Dial,
+    /// What connections are opened with.
+    dial: ArcSwap<Dial>,
+    /// The settings that those are from.
+    latest: Mutex<SharedCacheConfig>,
+    bypass: Bypass,
     clock: Clock,
     forget: Forget,
     /// What tells our own flushes from others'.
@@ -152,6 +156,8 @@ struct Inner {
     owed: Mutex<VecDeque<Scope>>,
     is_owing: AtomicBool,
     owes: Notify,
+    /// Connections are to be opened otherwise.
+    redial: Notify,
     breaker: Mutex<Breaker>,
     /// The breaker has had enough.
     tripped: Notify,
@@ -205,7 +211,9 @@ impl SharedCache {
         }
         let (queue, writings) = mpsc::channel(QUEUE);
         let inner = Arc::new(Inner {
-            dial: Dial::new(&config, bypass.clone()),
+            latest: Mutex::new(config.clone()),
+            dial: ArcSwap::from_pointee(Dial::new(&config, bypass.clone())),
+            bypass: bypass.clone(),
             config,
             limits,
             codec,
@@ -217,6 +225,7 @@ impl SharedCache {
             owed: Mutex::default(),
             is_owing: AtomicBool::new(false),
             owes: Notify::new(),
+            redial: Notify::new(),
             breaker: Mutex::new(Breaker::new()),
             tripped: Notify::new(),
             trouble: Mutex::new(Some("not connected yet".to_owned())),
@@ -232,6 +241,20 @@ impl SharedCache {
             inner,
             _tasks: [tend, write].map(AbortOnDropHandle::new),
         })
+    }
+
+    /// Has connections opened with the password, the authorities and the client's certificate that `config` has, where
+    /// they are others. All else stays as it was at the start.
+    pub(in crate::dns) fn renew(&self, config: &SharedCacheConfig) {
+        let inner = &self.inner;
+        let mut latest = inner.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        if *latest == *config {
+            return;
+        }
+        *latest = config.clone();
+        let dial = Dial::new(config, inner.bypass.clone());
+        inner.dial.store(Arc::new(dial));
+        inner.redial.notify_one();
     }
 
     /// The epoch of what is asked from now on.
@@ -659,7 +682,11 @@ const LOST: &str = "the connection was lost";
 async fn tend(inner: Arc<Inner>) {
     loop {
         let retry_at = inner.breaker().retry_at().unwrap_or_default();
-        sleep(until(inner.clock.now(), retry_at)).await;
+        tokio::select! {
+            () = sleep(until(inner.clock.now(), retry_at)) => {}
+            // What it has failed for may be mended.
+            () = inner.redial.notified() => {}
+        }
         let patience = PATIENCE + inner.config.budget;
         let reason = match timeout(patience, connect(&inner)).await {
             Ok(Ok((link, news))) => {
@@ -680,7 +707,7 @@ async fn tend(inner: Arc<Inner>) {
 
 /// A connection that has done everything before it can be used: what is owed is told, and the store replies in time.
 async fn connect(inner: &Arc<Inner>) -> Result<(Arc<Link>, mpsc::Receiver<News>), Trouble> {
-    let (link, mut news) = inner.dial.open(&inner.codec.channel()).await?;
+    let (link, mut news) = inner.dial.load_full().open(&inner.codec.channel()).await?;
     inner.agree(&link, &mut news).await?;
     inner.settle_debts(&link).await?;
     let key = inner.codec.epoch_key();
@@ -697,7 +724,7 @@ async fn connect(inner: &Arc<Inner>) -> Result<(Arc<Link>, mpsc::Receiver<News>)
 enum End {
     /// The breaker has had enough, and has said so.
     Tripped,
-    /// Connections are to carry another mark.
+    /// Connections are to carry another mark, or to be opened otherwise.
     Moved,
     Trouble(String),
 }
@@ -722,9 +749,10 @@ async fn serve(inner: &Arc<Inner>, link: &Link, mut news: mpsc::Receiver<News>) 
                 }
                 return End::Tripped;
             }
+            () = inner.redial.notified() => return End::Moved,
             () = inner.owes.notified() => timeout(PATIENCE, inner.settle_debts(link)).await,
             _ = tick.tick() => {
-                if link.mark != inner.dial.mark() {
+                if link.mark != inner.dial.load().mark() {
                     return End::Moved;
                 }
                 timeout(PATIENCE, inner.agree(link, &mut news)).await

@@ -6,12 +6,16 @@
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::pki_types::{DnsName, ServerName};
 use url::{Host, Url};
 
+use super::certificate::CertificateFacts;
 use super::pin::Pin;
-use super::tls::{self, TlsFileError};
+use super::tls;
+use super::tls_files::{TlsFileError, TlsFiles};
 use super::url::{UpstreamUrlError, address_of, classify, is_unicast};
 
 /// Connections that one upstream can be given.
@@ -54,6 +58,19 @@ pub struct EncryptedUrl {
     identity: Option<IdentityFiles>,
     pool: usize,
     method: Method,
+    /// What the files have in them, where they were read with the configuration.
+    files: Option<Arc<TlsFiles>>,
+}
+
+/// Whose word is enough for a server's certificate, besides pins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust<'a> {
+    /// Nobody's: it has a pinned key.
+    Pins,
+    /// The authorities of this file, and no others.
+    Ca(&'a Path),
+    /// A list of public authorities.
+    Roots(Roots),
 }
 
 /// An encrypted transport.
@@ -149,6 +166,7 @@ impl EncryptedUrl {
             identity: None,
             pool: 1,
             method: Method::default(),
+            files: None,
         };
         parsed.read_parameters(text, url.query().unwrap_or_default())?;
         Ok(parsed)
@@ -163,9 +181,19 @@ impl EncryptedUrl {
         is_open
     }
 
-    /// Reads the files that it names, so that a wrong one is known before anything is started.
-    pub(in crate::dns) fn check_files(&self) -> Result<(), TlsFileError> {
-        tls::check_files(self)
+    /// Reads the files that it names, so that a wrong one is known before anything is started. From here on it differs
+    /// from the same URL whose files had other contents.
+    pub(in crate::dns) fn load_files(&mut self) -> Result<(), TlsFileError> {
+        self.files = Some(Arc::new(TlsFiles::read(self)?));
+        Ok(())
+    }
+
+    /// What the files have in them: as they were when they were loaded, or else as they are.
+    pub(super) fn files(&self) -> Result<Arc<TlsFiles>, TlsFileError> {
+        match &self.files {
+            Some(files) => Ok(Arc::clone(files)),
+            None => TlsFiles::read(self).map(Arc::new),
+        }
     }
 
     /// A part of a URL without its percent-escapes.
@@ -217,26 +245,71 @@ impl EncryptedUrl {
         }
     }
 
-    /// Whether a certificate with a pinned key is enough, whoever signed it.
-    pub(super) fn pins_suffice(&self) -> bool {
+    /// The same as people write it.
+    pub fn server_name(&self) -> String {
+        self.identity_of_server().to_str().into_owned()
+    }
+
+    /// The client's certificate that it names.
+    pub fn client_certificate(&self) -> Option<&Path> {
+        self.identity
+            .as_ref()
+            .map(|files| files.certificate.as_path())
+    }
+
+    /// What is doubtful at `now` about the dates of the certificates that it names, a line each.
+    pub fn concerns(&self, now: SystemTime) -> Vec<String> {
+        let Ok(files) = self.files() else {
+            return Vec::new();
+        };
+        let mut concerns = Vec::new();
+        let authorities = files.authorities().iter();
+        let authorities = authorities.filter_map(|it| CertificateFacts::read(it));
+        let last = authorities.max_by_key(|it| it.not_after);
+        if let Some(ca) = &self.ca
+            && let Some(concern) = last.and_then(|it| it.concern(now))
+        {
+            let which = match files.authorities().len() {
+                1 => "the authority",
+                _ => "the authority that is valid for longest",
+            };
+            concerns.push(format!("{which} in {} {concern}", ca.display()));
+        }
+        let own = files.identity().and_then(|it| it.cert.first());
+        let facts = own.and_then(|it| CertificateFacts::read(it));
+        if let Some(path) = self.client_certificate()
+            && let Some(concern) = facts.and_then(|it| it.concern(now))
+        {
+            concerns.push(format!(
+                "the client certificate {} {concern}",
+                path.display()
+            ));
+        }
+        concerns
+    }
+
+    /// Whose word is enough for the server's certificate.
+    pub fn trust(&self) -> Trust<'_> {
         let names_trust = self.server_name.is_some() || self.ca.is_some() || self.roots.is_some();
-        !self.pins.is_empty() && !names_trust && matches!(self.host, UrlHost::Address(_))
+        let is_address = matches!(self.host, UrlHost::Address(_));
+        match &self.ca {
+            _ if !self.pins.is_empty() && !names_trust && is_address => Trust::Pins,
+            Some(ca) => Trust::Ca(ca),
+            None => Trust::Roots(self.roots.unwrap_or_default()),
+        }
     }
 
     pub(super) fn port(&self) -> u16 {
         self.port
     }
 
-    pub(super) fn pins(&self) -> &[Pin] {
+    /// The keys of which the server must have one; none where any will do.
+    pub fn pins(&self) -> &[Pin] {
         &self.pins
     }
 
     pub(super) fn ca(&self) -> Option<&Path> {
         self.ca.as_deref()
-    }
-
-    pub(super) fn roots(&self) -> Roots {
-        self.roots.unwrap_or_default()
     }
 
     pub(super) fn identity(&self) -> Option<&IdentityFiles> {
@@ -403,6 +476,24 @@ impl fmt::Display for EncryptedUrl {
             write!(f, "?{}", parameters.join("&"))?;
         }
         write!(f, "{}", Fragment(self.server_name.as_ref()))
+    }
+}
+
+impl Roots {
+    /// How many authorities there are on the list.
+    pub fn count(self) -> Result<usize, TlsFileError> {
+        Ok(tls::roots(self)?.len())
+    }
+}
+
+impl fmt::Display for Trust<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pins => f.write_str("its pins"),
+            Self::Ca(path) => path.display().fmt(f),
+            Self::Roots(Roots::System) => f.write_str("the system's list"),
+            Self::Roots(Roots::Webpki) => f.write_str("Mozilla's list"),
+        }
     }
 }
 
@@ -644,7 +735,7 @@ mod tests {
             ("tls://192.0.2.1", false),
         ] {
             let url = parse(&text.replace("PIN", PIN)).unwrap();
-            assert_eq!(url.pins_suffice(), suffice, "{text}");
+            assert_eq!(url.trust() == Trust::Pins, suffice, "{text}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! Upstreams: the resolvers that queries are forwarded to.
 
 mod bootstrap;
+mod certificate;
 mod cookies;
 mod encrypted;
 mod encrypted_url;
@@ -17,6 +18,7 @@ mod session;
 mod stream;
 mod tcp;
 mod tls;
+mod tls_files;
 mod udp;
 mod url;
 
@@ -28,15 +30,16 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use self::bootstrap::Bootstrap;
+pub use self::certificate::CertificateFacts;
 use self::encrypted::Encrypted;
-pub use self::encrypted_url::{EncryptedUrl, Method, Roots, Scheme};
+pub use self::encrypted_url::{EncryptedUrl, Method, Roots, Scheme, Trust};
 use self::health::{Cause, Change, Health};
 pub use self::pin::Pin;
 use self::stream::StreamUpstream;
 use self::tcp::TcpDial;
-pub use self::tls::TlsFileError;
 pub(super) use self::tls::{SecureDial, first as first_address};
-pub(crate) use self::tls::{read_certificates, read_key};
+pub use self::tls_files::TlsFileError;
+pub(crate) use self::tls_files::{read_certificates, read_key, unfit};
 use self::udp::UdpUpstream;
 pub use self::url::{UpstreamUrl, UpstreamUrlError};
 use super::OwnPlaces;

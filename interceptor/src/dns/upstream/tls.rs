@@ -1,10 +1,7 @@
 //! TLS towards upstreams: whom to trust, how certificates are checked, and what is said when one does not do.
 
-use std::fmt::Display;
-use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -14,8 +11,8 @@ use futures_util::stream::FuturesUnordered;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::sign::SingleCertAndKey;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme, version,
 };
@@ -27,9 +24,11 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::bootstrap::Bootstrap;
-use super::encrypted_url::{EncryptedUrl, IdentityFiles, Roots};
+use super::certificate::date;
+use super::encrypted_url::{EncryptedUrl, Roots, Trust};
 use super::pin::Pin;
 use super::stream::Dial;
+use super::tls_files::{TlsFileError, TlsFiles};
 use crate::bypass::Bypass;
 
 /// How long one of several addresses has for its connection and handshake before the next one is tried as well.
@@ -67,49 +66,6 @@ pub(super) struct Tls {
 pub(super) struct TlsDial {
     tls: Arc<Tls>,
     bypass: Bypass,
-}
-
-/// A file or store that certificates or keys are to come from, and what is wrong with it.
-#[derive(Debug, Error)]
-pub enum TlsFileError {
-    /// It cannot be read.
-    #[error("cannot read {what} {}: {reason}", path.display())]
-    Unreadable {
-        /// What it is to be.
-        what: &'static str,
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        reason: io::Error,
-    },
-    /// It has nothing of what it is to have.
-    #[error("{what} {} has no {wanted} in PEM form", path.display())]
-    Empty {
-        /// What it is to be.
-        what: &'static str,
-        /// Its path.
-        path: PathBuf,
-        /// What it is to have.
-        wanted: &'static str,
-    },
-    /// What it has is not usable.
-    #[error("{what} {} is not usable: {reason}", path.display())]
-    Malformed {
-        /// What it is to be.
-        what: &'static str,
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// The system has no authorities.
-    #[error(
-        "the system has no certificate authorities{0}; install ca-certificates, or add roots=webpki or ca=FILE"
-    )]
-    NoRoots(String),
-    /// The TLS library refuses.
-    #[error("TLS cannot be set up: {0}")]
-    Setup(String),
 }
 
 /// Why a certificate is refused; each says what was expected and what was found.
@@ -313,17 +269,6 @@ where
     Err(failure)
 }
 
-/// Reads the files that the URL names, so that a wrong one is known before anything is started.
-pub(super) fn check_files(url: &EncryptedUrl) -> Result<(), TlsFileError> {
-    if let Some(ca) = url.ca() {
-        authorities(ca)?;
-    }
-    match url.identity() {
-        Some(_) => client_config(url, DOT, Versions::Tcp, Arc::default()).map(|_| ()),
-        None => Ok(()),
-    }
-}
-
 fn client_config(
     url: &EncryptedUrl,
     alpn: &[u8],
@@ -331,7 +276,8 @@ fn client_config(
     objection: Arc<Mutex<Option<Objection>>>,
 ) -> Result<ClientConfig, TlsFileError> {
     let provider = Arc::new(ring::default_provider());
-    let verifier = Verifier::new(url, &provider, objection)?;
+    let files = url.files()?;
+    let verifier = Verifier::new(url, &files, &provider, objection)?;
     let versions: &[_] = match versions {
         Versions::Tcp => &[&version::TLS13, &version::TLS12],
         Versions::Quic => &[&version::TLS13],
@@ -341,13 +287,11 @@ fn client_config(
         .map_err(|error| TlsFileError::Setup(error.to_string()))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
-    let mut config = match url.identity() {
+    let mut config = match files.identity() {
         None => builder.with_no_client_auth(),
-        Some(files) => {
-            let (chain, key) = identity(files)?;
-            let config = builder.with_client_auth_cert(chain, key);
-            config
-                .map_err(|error| malformed("the client certificate", &files.certificate, &error))?
+        Some(identity) => {
+            let resolver = SingleCertAndKey::from(identity.clone());
+            builder.with_client_cert_resolver(Arc::new(resolver))
         }
     };
     if alpn != NO_ALPN {
@@ -371,14 +315,15 @@ struct Verifier {
 impl Verifier {
     fn new(
         url: &EncryptedUrl,
+        files: &TlsFiles,
         provider: &Arc<CryptoProvider>,
         objection: Arc<Mutex<Option<Objection>>>,
     ) -> Result<Self, TlsFileError> {
-        let (roots, trust) = match (url.ca(), url.roots()) {
-            _ if url.pins_suffice() => (None, String::new()),
-            (Some(ca), _) => (Some(Arc::new(authorities(ca)?)), ca.display().to_string()),
-            (None, Roots::System) => (Some(system_roots()?), "the system's list".to_owned()),
-            (None, Roots::Webpki) => (Some(webpki_roots()), "Mozilla's list".to_owned()),
+        let trust = url.trust();
+        let roots = match trust {
+            Trust::Pins => None,
+            Trust::Ca(_) => files.roots().map(Arc::clone),
+            Trust::Roots(list) => Some(roots(list)?),
         };
         let chain = roots.map(|roots| {
             WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(provider))
@@ -388,7 +333,7 @@ impl Verifier {
         Ok(Self {
             chain: chain.transpose()?,
             pins: url.pins().to_vec(),
-            trust,
+            trust: trust.to_string(),
             algorithms: provider.signature_verification_algorithms,
             objection,
         })
@@ -439,14 +384,14 @@ impl Verifier {
                 ..
             }) => Objection::Expired {
                 expected,
-                not_after: date(not_after),
+                not_after: unix_date(not_after),
             },
             rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext {
                 not_before,
                 ..
             }) => Objection::NotYetValid {
                 expected,
-                not_before: date(not_before),
+                not_before: unix_date(not_before),
             },
             rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
                 let parsed = webpki::EndEntityCert::try_from(certificate).ok();
@@ -533,71 +478,11 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// The authorities in a CA file; one that cannot be an authority spoils it.
-fn authorities(path: &Path) -> Result<RootCertStore, TlsFileError> {
-    const WHAT: &str = "the CA file";
-    let mut roots = RootCertStore::empty();
-    for certificate in read_certificates(WHAT, path)? {
-        roots
-            .add(certificate)
-            .map_err(|error| malformed(WHAT, path, &error))?;
-    }
-    Ok(roots)
-}
-
-fn identity(
-    files: &IdentityFiles,
-) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsFileError> {
-    let chain = read_certificates("the client certificate", &files.certificate)?;
-    let key = read_key("the client key", &files.key)?;
-    Ok((chain, key))
-}
-
-/// The first private key of a file that is to be `what`.
-pub(crate) fn read_key(
-    what: &'static str,
-    path: &Path,
-) -> Result<PrivateKeyDer<'static>, TlsFileError> {
-    let pem = read(what, path)?;
-    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| TlsFileError::Empty {
-        what,
-        path: path.to_owned(),
-        wanted: "private key",
-    })
-}
-
-/// The certificates of a file that is to be `what`; at least one.
-pub(crate) fn read_certificates(
-    what: &'static str,
-    path: &Path,
-) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
-    let pem = read(what, path)?;
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem)
-        .collect::<Result<_, _>>()
-        .map_err(|error| malformed(what, path, &error))?;
-    if certificates.is_empty() {
-        return Err(TlsFileError::Empty {
-            what,
-            path: path.to_owned(),
-            wanted: "certificate",
-        });
-    }
-    Ok(certificates)
-}
-
-fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, TlsFileError> {
-    fs::read(path).map_err(|reason| TlsFileError::Unreadable {
-        what,
-        path: path.to_owned(),
-        reason,
-    })
-}
-
-fn malformed(what: &'static str, path: &Path, reason: &dyn Display) -> TlsFileError {
-    TlsFileError::Malformed {
-        what,
-        path: path.to_owned(),
-        reason: reason.to_string(),
+/// The authorities on a list.
+pub(super) fn roots(list: Roots) -> Result<Arc<RootCertStore>, TlsFileError> {
+    match list {
+        Roots::System => system_roots(),
+        Roots::Webpki => Ok(webpki_roots()),
     }
 }
 
@@ -642,12 +527,9 @@ fn names(presented: &[String]) -> String {
     }
 }
 
-fn date(time: UnixTime) -> String {
+fn unix_date(time: UnixTime) -> String {
     let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(time.as_secs()));
-    time.map_or_else(
-        || "a time out of range".to_owned(),
-        |time| humantime::format_rfc3339_seconds(time).to_string(),
-    )
+    time.map_or_else(|| "a time out of range".to_owned(), date)
 }
 
 /// The first common name in a distinguished name in DER (X.520 §6.2.2), for messages.

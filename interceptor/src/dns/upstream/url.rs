@@ -9,7 +9,7 @@ use thiserror::Error;
 use url::{Host, ParseError, Url};
 
 use super::encrypted_url::{EncryptedUrl, Scheme};
-use super::tls::{self, TlsFileError};
+use super::tls_files::TlsFileError;
 
 const DNS_PORT: u16 = 53;
 
@@ -173,11 +173,12 @@ impl UpstreamUrl {
         }
     }
 
-    /// Reads the files that the URL names, so that a wrong one is known before anything is started.
-    pub fn check_files(&self) -> Result<(), TlsFileError> {
+    /// Reads the files that the URL names, so that a wrong one is known before anything is started. From here on it differs
+    /// from the same URL whose files had other contents.
+    pub fn load_files(&mut self) -> Result<(), TlsFileError> {
         match self {
             Self::Udp(_) | Self::Tcp(_) => Ok(()),
-            Self::Encrypted(url) => tls::check_files(url),
+            Self::Encrypted(url) => Arc::make_mut(url).load_files(),
         }
     }
 

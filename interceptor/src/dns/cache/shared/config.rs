@@ -4,14 +4,14 @@ use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use std::{fs, io};
 
 use thiserror::Error;
 use url::Url;
 
 use super::seal::{NoKey, SealingKey};
-use crate::dns::upstream::{EncryptedUrl, Scheme};
+use crate::dns::upstream::{EncryptedUrl, Scheme, TlsFileError};
 
 /// Where Redis and Valkey answer unless something else is said.
 const DEFAULT_PORT: u16 = 6379;
@@ -195,11 +195,19 @@ impl StoreUrl {
         server.set_ca(ca).then_some(self)
     }
 
-    /// Reads the files that the URL names.
-    pub fn check_files(&self) -> Result<(), crate::dns::upstream::TlsFileError> {
-        match &self.place {
-            Place::Tls(server) => server.check_files(),
+    /// Reads the files that the URL names; from here on it differs from the same URL whose files had other contents.
+    pub fn load_files(&mut self) -> Result<(), TlsFileError> {
+        match &mut self.place {
+            Place::Tls(server) => server.load_files(),
             Place::Plain(_) | Place::Unix(_) => Ok(()),
+        }
+    }
+
+    /// What is doubtful at `now` about the certificates that the URL names, a line each.
+    pub fn concerns(&self, now: SystemTime) -> Vec<String> {
+        match &self.place {
+            Place::Tls(server) => server.concerns(now),
+            Place::Plain(_) | Place::Unix(_) => Vec::new(),
         }
     }
 }
@@ -334,6 +342,11 @@ impl PasswordFile {
             is_readable_by_others,
         })
     }
+
+    /// Whether both have the same password in them.
+    pub fn has_password_of(&self, other: &Self) -> bool {
+        self.password == other.password
+    }
 }
 
 impl KeyFile {
@@ -348,6 +361,11 @@ impl KeyFile {
             }),
             Err(reason) => Err(SecretFileError::NoKey { path, reason }),
         }
+    }
+
+    /// Whether both have the same key in them.
+    pub fn has_key_of(&self, other: &Self) -> bool {
+        self.key == other.key
     }
 }
 
