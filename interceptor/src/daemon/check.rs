@@ -1,5 +1,7 @@
 //! What a look at the host says of a configuration, before anything is changed.
 
+mod outlook;
+
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::{IpAddr, SocketAddr};
@@ -20,13 +22,17 @@ use super::shared_kernel::SharedKernel;
 use super::taps;
 
 /// What would stand in the daemon's way here: what it lacks or finds taken, and upstreams and virtual addresses that do
-/// not go together with the host's routes.
+/// not go together with the host's routes; and what would happen where nothing does.
 pub async fn check(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(listeners(config));
     findings.extend(control_socket(config).await);
+    findings.extend(shared_cache(config).into_iter().map(warning));
     if !config.intercepts() {
-        findings.extend(unintercepted_bypass(config));
+        let mark = config.bypass.mark.unwrap_or_default();
+        let bypass = Bypass::new(mark, config.bypass.device.as_deref());
+        findings.extend(bypass.check().err().map(|reason| error(reason.to_string())));
+        findings.extend(outlook::outlook(config, &bypass));
         return findings;
     }
     findings.extend(privileges(config));
@@ -42,8 +48,9 @@ pub async fn check(config: &Config) -> Vec<Finding> {
     }
     findings.extend(covered_upstreams(config).into_iter().map(warning));
     findings.extend(own_addresses(config).await.into_iter().map(warning));
-    findings.extend(upstreams(config, &tunnels).await);
-    findings.extend(shared_cache(config).into_iter().map(warning));
+    let bypass = bypass(config, &tunnels).await;
+    findings.extend(upstreams(config, &tunnels, &bypass).await);
+    findings.extend(outlook::outlook(config, &bypass));
     findings
 }
 
@@ -89,6 +96,13 @@ fn error(text: String) -> Finding {
     }
 }
 
+fn info(text: String) -> Finding {
+    Finding {
+        level: Level::Info,
+        text,
+    }
+}
+
 fn warning(text: String) -> Finding {
     Finding {
         level: Level::Warning,
@@ -99,14 +113,6 @@ fn warning(text: String) -> Finding {
 fn listeners(config: &Config) -> Vec<Finding> {
     let failed = config.listens.iter().filter_map(|it| it.inspect().err());
     failed.map(|reason| error(reason.to_string())).collect()
-}
-
-/// What hinders the bypass that was asked for; where nothing is intercepted there is no other.
-fn unintercepted_bypass(config: &Config) -> Option<Finding> {
-    let mark = config.bypass.mark.unwrap_or_default();
-    let bypass = Bypass::new(mark, config.bypass.device.as_deref());
-    let reason = bypass.check().err()?;
-    Some(error(reason.to_string()))
 }
 
 /// Without tunnels the daemon does without BPF, though not without a device.
@@ -226,20 +232,24 @@ fn covers(rule: &Rule, upstream: SocketAddr, alone: bool) -> bool {
     (alone || is_whole) && net.prefix_len() > 0 && net.contains(&upstream.ip())
 }
 
-async fn upstreams(config: &Config, tunnels: &[Link]) -> Vec<Finding> {
-    let rulebook = match Rulebook::new(&config.rules, SharedKernel::default()) {
-        Ok(rulebook) => rulebook,
-        Err(reason) => return vec![error(format!("{reason:#}"))],
-    };
+/// How upstream traffic would avoid the tunnels.
+async fn bypass(config: &Config, tunnels: &[Link]) -> Bypass {
     let mark = match config.bypass.mark {
         Some(mark) => mark,
         None => mark_of(tunnels).await,
     };
-    let bypass = Bypass::new(mark, config.bypass.device.as_deref())
-        .with_unbypassed_mark(routing::unbypassed_mark(config.bypass.mark));
+    Bypass::new(mark, config.bypass.device.as_deref())
+        .with_unbypassed_mark(routing::unbypassed_mark(config.bypass.mark))
+}
+
+async fn upstreams(config: &Config, tunnels: &[Link], bypass: &Bypass) -> Vec<Finding> {
+    let rulebook = match Rulebook::new(&config.rules, SharedKernel::default()) {
+        Ok(rulebook) => rulebook,
+        Err(reason) => return vec![error(format!("{reason:#}"))],
+    };
     let mut findings = Vec::new();
     for (upstream, via) in routing::sockets(config) {
-        let way = Way::new(&via, &bypass);
+        let way = Way::new(&via, bypass);
         let text = upstream_warning(upstream, way, tunnels, 0, &rulebook).await;
         findings.extend(text.map(warning));
     }

@@ -96,9 +96,8 @@ impl DnsConfig {
         [default].into_iter().chain(self.groups.clone()).collect()
     }
 
-    /// The upstreams that may be asked, and those who resolve their names, each with the way to it; some are there more
-    /// than once.
-    pub fn ways(&self) -> Vec<(UpstreamUrl, Via)> {
+    /// The upstreams that may be asked, each with the way to it and each once, the default's first.
+    pub fn upstream_ways(&self) -> Vec<(UpstreamUrl, Via)> {
         let default = self.upstreams.iter().map(|url| (url.clone(), Via::Bypass));
         let routed = self.routes.iter().flat_map(|route| {
             let upstreams = match &route.target {
@@ -111,7 +110,18 @@ impl DnsConfig {
             };
             upstreams.iter().map(|url| (url.clone(), route.via.clone()))
         });
-        let mut ways: Vec<(UpstreamUrl, Via)> = default.chain(routed).collect();
+        let mut ways = Vec::new();
+        for way in default.chain(routed) {
+            if !ways.contains(&way) {
+                ways.push(way);
+            }
+        }
+        ways
+    }
+
+    /// The same, and those who resolve their names, which can be there more than once.
+    pub fn ways(&self) -> Vec<(UpstreamUrl, Via)> {
+        let mut ways = self.upstream_ways();
         let named = ways.iter().filter(|(url, _)| url.unresolved().is_some());
         let asked = named.flat_map(|(_, via)| {
             let resolvers = self.bootstrap.iter();
