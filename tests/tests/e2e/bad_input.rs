@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
 use anyhow::Result;
-use lab::{Exit, Namespace, Scratch, interceptor};
+use lab::{Authority, Exit, Namespace, Scratch, interceptor};
 
 #[test]
 fn an_unknown_interface_is_an_error_of_check() -> Result<()> {
@@ -77,6 +77,98 @@ fn check_finds_what_would_stop_run() -> Result<()> {
         &format!("# error: {script} is no BPF object"),
     ] {
         assert!(exit.stdout.contains(part), "{part}: {exit:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn check_says_how_upstreams_would_be_asked_who_would_be_answered_and_which_certificates_are_old()
+-> Result<()> {
+    let namespace = Namespace::new("bad")?;
+    namespace.run("ip link set lo up")?;
+    let authority = Authority::new("Lab Authority")?;
+    let (good, old) = (
+        authority.issue(&["dns.example"])?,
+        authority.issue_expired(&["old.example", "192.0.2.7"])?,
+    );
+    let pin = format!("sha256/{}", good.pin()?);
+    let (ca, old_file) = (authority.file().display(), old.certificate.display());
+    let tls = format!("tls://192.0.2.54?pin={pin}&ca={ca}#dns.example");
+    let listen = format!(
+        "tls://127.0.0.1:8853?cert={old_file}&key={}&allow=127.0.0.0/8",
+        old.key.display()
+    );
+
+    let exit = interceptor(
+        &namespace,
+        &[
+            "check",
+            "--listen",
+            &listen,
+            "--listen",
+            "127.0.0.1:5353",
+            "--upstream",
+            &tls,
+            "--upstream",
+            "udp://192.0.2.53",
+            "--upstream",
+            "h3://dns.example?roots=webpki",
+            "--bootstrap",
+            "udp://192.0.2.53",
+        ],
+    )?;
+
+    assert_eq!(exit.code, Some(0), "{exit:?}");
+    for line in [
+        "over TLS at 192.0.2.54:853, by the host's routes; its certificate must be for dns.example and signed by an \
+         authority in",
+        "and have the pinned key",
+        "# info: upstream udp://192.0.2.53 would be asked over UDP (TCP where an answer is truncated) at 192.0.2.53:53, \
+         by the host's routes, in plain text",
+        "over HTTPS (HTTP/3) at the addresses that udp://192.0.2.53 has for dns.example, by the host's routes; its \
+         certificate must be for dns.example and signed by one of Mozilla's",
+        "# info: tcp://127.0.0.1:5353 would answer everybody",
+        &format!(
+            "# info: tls://127.0.0.1:8853 would answer 127.0.0.0/8 with the certificate {old_file} for old.example, \
+             192.0.2.7, which is valid until 2020-12-31T00:00:00Z"
+        ),
+        &format!(
+            "# warning: tls://127.0.0.1:8853: the certificate {old_file} expired at 2020-12-31T00:00:00Z"
+        ),
+    ] {
+        assert!(exit.stdout.contains(line), "{line}: {}", exit.stdout);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_certificate_that_is_not_for_its_key_is_an_error_with_its_line() -> Result<()> {
+    let namespace = Namespace::new("bad")?;
+    let authority = Authority::new("Lab Authority")?;
+    let (one, other) = (
+        authority.issue(&["one.example"])?,
+        authority.issue(&["b.example"])?,
+    );
+    let (certificate, key) = (one.certificate.display(), other.key.display());
+    let scratch = Scratch::new()?;
+    for (text, place) in [
+        (
+            format!(
+                "\n[[listen]]\naddress = \"127.0.0.1\"\ncertificate = \"{certificate}\"\nkey = \"{key}\""
+            ),
+            ":2:1: listen: the server certificate",
+        ),
+        (
+            format!("[dns]\nupstreams = [\"tls://192.0.2.1?cert={certificate}&key={key}\"]"),
+            ":2:14: dns.upstreams: the client certificate",
+        ),
+    ] {
+        let file = scratch.write("bad.toml", text)?.display().to_string();
+        for command in ["check", "run"] {
+            let exit = interceptor(&namespace, &[command, "-c", &file])?;
+
+            assert_refused(&exit, 2, &[place, "it is not for the key"]);
+        }
     }
     Ok(())
 }

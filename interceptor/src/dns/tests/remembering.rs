@@ -154,6 +154,35 @@ async fn when_the_client_that_asked_first_goes_away_the_next_still_gets_the_answ
     assert_eq!(server.counters().upstreams[0].sent, 1);
 }
 
+/// Who asks right after the failure gets it from memory (RFC 9520 §3.1), so who asks right before it gets it as well.
+#[tokio::test]
+async fn who_joins_a_question_before_its_deadline_gets_its_failure_and_nobody_is_asked_again() {
+    let upstream = FakeUpstream::bind().await;
+    let config = DnsConfig {
+        deadline: Duration::from_secs(2),
+        cache: CacheConfig::default(),
+        ..config(&[upstream.url()])
+    };
+    let clock = Clock::Manual(Arc::new(AtomicU64::new(1_000_000)));
+    let server = Server::with_clock(&config, &Bypass::new(0, None), None, clock);
+    let (responder, mut replies) = responder(PATH);
+    let question = edns_query("www.example.", "A", 1232);
+    server.datagram(flow(), &question, responder.clone());
+    upstream.receive().await;
+
+    server.datagram(flow(), &question, responder);
+    until(|| server.cache().unwrap().coalesced == 1).await;
+    let joined = [receive(&mut replies).await, receive(&mut replies).await];
+    let after = ask(&server, &question).await;
+
+    for reply in joined {
+        assert_eq!(parse(&reply).metadata.response_code, ResponseCode::ServFail);
+        assert_eq!(extended_error(&reply), Some(22));
+    }
+    assert_eq!(parse(&after).metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(server.counters().upstreams[0].sent, 1);
+}
+
 #[tokio::test]
 async fn an_upstream_that_takes_too_long_leaves_a_stale_answer_to_the_client_and_is_waited_for_all_the_same()
  {
