@@ -143,7 +143,7 @@ fn a_name_that_leads_to_the_daemon_itself_is_refused_and_said_once() -> Result<(
     }
 
     let upstream = &daemon.status()?["upstreams"][0];
-    assert_eq!(upstream["addresses"], json!([]));
+    assert!(upstream.get("addresses").is_none(), "{upstream}");
     let error = upstream["last_error"].to_string();
     assert!(
         error.contains("leads to 10.30.30.30, where this daemon itself answers"),
