@@ -1,13 +1,15 @@
-//! Other people's DNS servers as caching forwarders: unbound, dnsdist, dnsmasq and Knot Resolver.
+//! Other people's DNS servers as forwarders: unbound, dnsdist, dnsmasq, Knot Resolver and Stubby.
 //!
-//! Each forwards by UDP to one upstream and keeps at least 10,000 answers. Each has one thread or process to answer
-//! with (dnsdist cannot do with one: it has one of each kind), logs nothing, and does not validate.
+//! Each forwards to one upstream and, but for Stubby, which has no cache, keeps at least 10,000 answers. Each has one
+//! thread or process to answer with (dnsdist cannot do with one: it has one of each kind), logs nothing, and does not
+//! validate. To an encrypted upstream each keeps its connections for as long as it can be told to, and demands a
+//! certificate for the upstream's name.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 use crate::dns;
 use crate::namespace::Namespace;
@@ -26,6 +28,30 @@ pub enum Software {
     Dnsmasq,
     /// CZ.NIC's resolver, `kresd`.
     KnotResolver,
+    /// The getdns project's stub resolver, which forwards over TLS.
+    Stubby,
+}
+
+/// Where to forward to.
+#[derive(Clone, Debug)]
+pub enum Upstream {
+    /// Port 53, over UDP.
+    Udp(IpAddr),
+    /// Port 853, over TLS (RFC 7858).
+    Tls(Secure),
+    /// Port 443 at `/dns-query`, over HTTPS (RFC 8484).
+    Https(Secure),
+}
+
+/// A server whose certificate is checked.
+#[derive(Clone, Debug)]
+pub struct Secure {
+    /// Its address.
+    pub address: IpAddr,
+    /// The name that its certificate has to be for.
+    pub name: String,
+    /// Who has to have signed it, PEM.
+    pub authority: PathBuf,
 }
 
 /// A caching forwarder at port 53; killed when dropped.
@@ -38,11 +64,12 @@ pub struct Forwarder {
 
 impl Software {
     /// Each of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Unbound,
         Self::Dnsdist,
         Self::Dnsmasq,
         Self::KnotResolver,
+        Self::Stubby,
     ];
 
     /// Its program.
@@ -52,15 +79,41 @@ impl Software {
             Self::Dnsdist => "dnsdist",
             Self::Dnsmasq => "dnsmasq",
             Self::KnotResolver => "kresd",
+            Self::Stubby => "stubby",
         }
     }
 
-    fn configuration(self, addresses: &[IpAddr], upstream: IpAddr, folder: &Path) -> String {
+    /// Whether it forwards to such an upstream.
+    pub fn forwards_to(self, upstream: &Upstream) -> bool {
+        match upstream {
+            Upstream::Udp(_) => self.forwards_over_udp(),
+            Upstream::Tls(_) => self.forwards_over_tls(),
+            Upstream::Https(_) => self.forwards_over_https(),
+        }
+    }
+
+    /// Whether it forwards over UDP. Stubby's is left out: it is made for TLS.
+    pub fn forwards_over_udp(self) -> bool {
+        self != Self::Stubby
+    }
+
+    /// Whether it forwards over TLS.
+    pub fn forwards_over_tls(self) -> bool {
+        self != Self::Dnsmasq
+    }
+
+    /// Whether it forwards over HTTPS.
+    pub fn forwards_over_https(self) -> bool {
+        self == Self::Dnsdist
+    }
+
+    fn configuration(self, addresses: &[IpAddr], upstream: &Upstream, folder: &Path) -> String {
         match self {
             Self::Unbound => unbound(addresses, upstream),
             Self::Dnsdist => dnsdist(addresses, upstream),
             Self::Dnsmasq => dnsmasq(addresses, upstream),
             Self::KnotResolver => knot_resolver(addresses, upstream, folder),
+            Self::Stubby => stubby(addresses, upstream),
         }
     }
 
@@ -70,6 +123,17 @@ impl Software {
             Self::Dnsdist => vec!["--supervised", "--disable-syslog", "-C", configuration],
             Self::Dnsmasq => vec!["--keep-in-foreground", "-C", configuration],
             Self::KnotResolver => vec!["--noninteractive", "--quiet", "-c", configuration],
+            Self::Stubby => vec!["-C", configuration],
+        }
+    }
+}
+
+impl Upstream {
+    /// Its address.
+    pub fn address(&self) -> IpAddr {
+        match self {
+            Self::Udp(address) => *address,
+            Self::Tls(secure) | Self::Https(secure) => secure.address,
         }
     }
 }
@@ -80,14 +144,19 @@ impl Forwarder {
         software: Software,
         namespace: &Namespace,
         addresses: &[IpAddr],
-        upstream: IpAddr,
+        upstream: &Upstream,
         probe: &str,
     ) -> Result<Self> {
         let program = software.program();
+        ensure!(
+            software.forwards_to(upstream),
+            "{program} cannot forward in this way"
+        );
         let scratch = Scratch::new()?;
         let folder = scratch.path("");
         let configuration = software.configuration(addresses, upstream, &folder);
-        let file = scratch.write("configuration", &configuration)?;
+        // Stubby reads YAML from files of this name only.
+        let file = scratch.write("configuration.yml", &configuration)?;
         let file = file.to_str().context("a path that is no text")?;
         let mut command = namespace.command(program);
         command.args(software.arguments(file));
@@ -147,8 +216,25 @@ pub(crate) fn wait_for_answer(
     })?
 }
 
-fn unbound(addresses: &[IpAddr], upstream: IpAddr) -> String {
+fn unbound(addresses: &[IpAddr], upstream: &Upstream) -> String {
     let interfaces = lines(addresses, |address| format!("  interface: {address}\n"));
+    let (server, forward) = match upstream {
+        Upstream::Udp(address) => (String::new(), format!("  forward-addr: {address}\n")),
+        Upstream::Tls(secure) | Upstream::Https(secure) => (
+            format!(
+                "  tls-cert-bundle: \"{}\"\n\
+                 \x20 outgoing-num-tcp: 64\n\
+                 \x20 max-reuse-tcp-queries: 1000000000\n\
+                 \x20 tcp-reuse-timeout: 3600000\n",
+                secure.authority.display()
+            ),
+            format!(
+                "  forward-tls-upstream: yes\n\
+                 \x20 forward-addr: {}@853#{}\n",
+                secure.address, secure.name
+            ),
+        ),
+    };
     format!(
         "server:\n\
          {interfaces}\
@@ -172,19 +258,26 @@ fn unbound(addresses: &[IpAddr], upstream: IpAddr) -> String {
          \x20 so-sndbuf: 4m\n\
          \x20 minimal-responses: yes\n\
          \x20 do-not-query-localhost: no\n\
+         {server}\
          forward-zone:\n\
          \x20 name: \".\"\n\
-         \x20 forward-addr: {upstream}\n\
+         {forward}\
          remote-control:\n\
          \x20 control-enable: no\n"
     )
 }
 
-fn dnsdist(addresses: &[IpAddr], upstream: IpAddr) -> String {
+fn dnsdist(addresses: &[IpAddr], upstream: &Upstream) -> String {
     let sockets = lines(addresses, |address| {
         format!("addLocal(\"{}\")\n", SocketAddr::new(*address, 53))
     });
-    let upstream = SocketAddr::new(upstream, 53);
+    let server = match upstream {
+        Upstream::Udp(address) => format!("address=\"{}\"", SocketAddr::new(*address, 53)),
+        Upstream::Tls(secure) => format!("{}, maxInFlight=1000", dnsdist_secure(secure, 853)),
+        Upstream::Https(secure) => {
+            format!("{}, dohPath=\"/dns-query\"", dnsdist_secure(secure, 443))
+        }
+    };
     format!(
         "{sockets}\
          setACL({{\"0.0.0.0/0\", \"::/0\"}})\n\
@@ -193,12 +286,23 @@ fn dnsdist(addresses: &[IpAddr], upstream: IpAddr) -> String {
          setMaxUDPOutstanding(65535)\n\
          setUDPSocketBufferSizes(4194304, 4194304)\n\
          setMaxTCPClientThreads(1)\n\
-         newServer({{address=\"{upstream}\"}}):setUp()\n\
+         setOutgoingDoHWorkerThreads(1)\n\
+         newServer({{{server}}}):setUp()\n\
          getPool(\"\"):setCache(newPacketCache(100000, {{maxTTL=86400, numberOfShards=1}}))\n"
     )
 }
 
-fn dnsmasq(addresses: &[IpAddr], upstream: IpAddr) -> String {
+fn dnsdist_secure(secure: &Secure, port: u16) -> String {
+    format!(
+        "address=\"{}\", tls=\"openssl\", subjectName=\"{}\", caStore=\"{}\", validateCertificates=true",
+        SocketAddr::new(secure.address, port),
+        secure.name,
+        secure.authority.display()
+    )
+}
+
+fn dnsmasq(addresses: &[IpAddr], upstream: &Upstream) -> String {
+    let upstream = upstream.address();
     let listen = lines(addresses, |address| format!("listen-address={address}\n"));
     format!(
         "{listen}\
@@ -214,7 +318,16 @@ fn dnsmasq(addresses: &[IpAddr], upstream: IpAddr) -> String {
     )
 }
 
-fn knot_resolver(addresses: &[IpAddr], upstream: IpAddr, folder: &Path) -> String {
+fn knot_resolver(addresses: &[IpAddr], upstream: &Upstream, folder: &Path) -> String {
+    let rule = match upstream {
+        Upstream::Udp(address) => format!("policy.STUB('{address}')"),
+        Upstream::Tls(secure) | Upstream::Https(secure) => format!(
+            "policy.TLS_FORWARD({{{{'{}', hostname='{}', ca_file='{}'}}}})",
+            secure.address,
+            secure.name,
+            secure.authority.display()
+        ),
+    };
     let listen = lines(addresses, |address| {
         format!("net.listen('{address}', 53)\n")
     });
@@ -229,7 +342,33 @@ fn knot_resolver(addresses: &[IpAddr], upstream: IpAddr, folder: &Path) -> Strin
          modules.unload('detect_time_jump')\n\
          trust_anchors.remove('.')\n\
          cache.open(100 * MB, 'lmdb://{folder}/cache')\n\
-         policy.add(policy.all(policy.STUB('{upstream}')))\n"
+         policy.add(policy.all({rule}))\n"
+    )
+}
+
+fn stubby(addresses: &[IpAddr], upstream: &Upstream) -> String {
+    let listen = lines(addresses, |address| format!("  - {address}\n"));
+    let (Upstream::Tls(secure) | Upstream::Https(secure)) = upstream else {
+        return String::new();
+    };
+    let (address, name) = (secure.address, &secure.name);
+    let authority = secure.authority.display();
+    format!(
+        "resolution_type: GETDNS_RESOLUTION_STUB\n\
+         dns_transport_list:\n\
+         \x20 - GETDNS_TRANSPORT_TLS\n\
+         tls_authentication: GETDNS_AUTHENTICATION_REQUIRED\n\
+         tls_query_padding_blocksize: 128\n\
+         edns_client_subnet_private: 1\n\
+         round_robin_upstreams: 0\n\
+         idle_timeout: 3600000\n\
+         listen_addresses:\n\
+         {listen}\
+         upstream_recursive_servers:\n\
+         \x20 - address_data: {address}\n\
+         \x20   tls_port: 853\n\
+         \x20   tls_auth_name: \"{name}\"\n\
+         tls_ca_file: \"{authority}\"\n"
     )
 }
 

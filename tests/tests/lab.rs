@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::Result;
 use lab::{
     Capture, FAR_V4, Forwarder, Knot, Lab, Namespace, PEER_V4, Process, RESOLVER_V4, RESOLVER_V6,
-    Responder, Routing, Snapshot, Software, VIRTUAL_V4, unprivileged, without_bpf,
+    Responder, Routing, SecureResponder, Snapshot, Software, Upstream, VIRTUAL_V4, unprivileged,
+    without_bpf,
 };
 
 #[test]
@@ -62,7 +63,10 @@ fn every_forwarder_asks_the_authority_once_and_answers_from_its_cache_afterwards
     let [authority, local] = addresses.map(|address| address.parse().expect("an address"));
     let records = "$TTL 3600\n@ SOA ns hostmaster 1 3600 600 86400 300\n@ NS ns\nns A 192.0.2.53\n* A 192.0.2.80\n";
 
-    for software in Software::ALL {
+    let upstream = Upstream::Udp(authority);
+
+    let able = Software::ALL.into_iter();
+    for software in able.filter(|it| it.forwards_to(&upstream)) {
         let knot = Knot::start(
             &namespace,
             &[authority],
@@ -71,7 +75,7 @@ fn every_forwarder_asks_the_authority_once_and_answers_from_its_cache_afterwards
             "ns.lab.example",
         )?;
         let mut forwarder =
-            Forwarder::start(software, &namespace, &[local], authority, "ns.lab.example")?;
+            Forwarder::start(software, &namespace, &[local], &upstream, "ns.lab.example")?;
         let ask = |name: &str, transport: &str| {
             namespace.run(&format!(
                 "dig +short +tries=1 +time=2 {transport} @192.0.2.1 {name}.lab.example"
@@ -87,6 +91,33 @@ fn every_forwarder_asks_the_authority_once_and_answers_from_its_cache_afterwards
             assert_eq!(ask("once", transport)?, "192.0.2.80\n", "{software:?}");
         }
         assert!(!forwarder.has_ended(), "{software:?}: {}", forwarder.log());
+    }
+    Ok(())
+}
+
+#[test]
+fn every_forwarder_that_can_reaches_an_encrypted_upstream_whose_certificate_is_right() -> Result<()>
+{
+    let namespace = Namespace::new("peers")?;
+    let addresses = ["192.0.2.54", "192.0.2.1"];
+    for address in addresses {
+        namespace.run(&format!("ip address add {address}/32 dev lo"))?;
+    }
+    let [server, local] = addresses.map(|address| address.parse().expect("an address"));
+    let answer = "192.0.2.80".parse()?;
+    let responder = SecureResponder::start(&namespace, &[server], "dns.lab.example", answer)?;
+    let secure = responder.at(server);
+
+    for upstream in [Upstream::Tls(secure.clone()), Upstream::Https(secure)] {
+        let able = Software::ALL.into_iter();
+        for software in able.filter(|it| it.forwards_to(&upstream)) {
+            let _forwarder =
+                Forwarder::start(software, &namespace, &[local], &upstream, "ns.lab.example")?;
+
+            let reply = namespace.run("dig +short +tries=1 +time=2 @192.0.2.1 a.lab.example")?;
+
+            assert_eq!(reply, "192.0.2.80\n", "{software:?}");
+        }
     }
     Ok(())
 }

@@ -24,13 +24,14 @@ const SUITES: [(&str, &[&str]); 6] = [
 const TUNNEL: [&str; 3] = ["iproute2", "wireguard-go", "wireguard-tools"];
 
 /// What answers beside interceptor, and what asks.
-const PEERS: [&str; 9] = [
+const PEERS: [&str; 10] = [
     "dnsdist",
     "dnsmasq-base",
     "dnsperf",
     "iproute2",
     "knot",
     "knot-resolver",
+    "stubby",
     "unbound",
     "wireguard-go",
     "wireguard-tools",

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use crate::command;
 
 /// What the lab runs, and with it the tests and the demo.
-pub(crate) const LAB: [&str; 20] = [
+pub(crate) const LAB: [&str; 21] = [
     "bind9-dnsutils",
     "bpftool",
     "conntrack",
@@ -25,6 +25,7 @@ pub(crate) const LAB: [&str; 20] = [
     "openvpn",
     "procps",
     "redis-server",
+    "stubby",
     "tcpdump",
     "unbound",
     "wireguard-go",
@@ -93,7 +94,7 @@ fn apt_get(action: &str) -> Command {
 
 /// Packages that start a service when they are installed, with its units. The tests run the programs themselves; a
 /// resolver that answers on this machine would be a surprise.
-const SERVICES: [(&str, &[&str]); 5] = [
+const SERVICES: [(&str, &[&str]); 6] = [
     ("dnsdist", &["dnsdist.service"]),
     ("knot", &["knot.service"]),
     (
@@ -101,6 +102,7 @@ const SERVICES: [(&str, &[&str]); 5] = [
         &["kresd@1.service", "kres-cache-gc.service"],
     ),
     ("redis-server", &["redis-server.service"]),
+    ("stubby", &["stubby.service"]),
     (
         "unbound",
         &["unbound.service", "unbound-resolvconf.service"],

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::bench::{Bench, Effort};
 use crate::load::names;
-use crate::peers::{Subject, VARIANTS};
+use crate::peers::{Subject, VARIANTS, Way};
 use crate::serving::{Suite, measure, peers};
 
 pub(crate) const NAME: &str = "answer";
@@ -36,11 +36,12 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
         Effort::Full => &VARIANTS[..],
     };
     subjects.extend(variants.iter().copied().map(Subject::Interceptor));
-    subjects.extend(peers());
+    subjects.extend(peers(Way::Plain));
     let suite = Suite {
         name: NAME,
         names: names::Kind::Known,
         subjects,
+        way: Way::Plain,
     };
     measure(&suite, bench)
 }

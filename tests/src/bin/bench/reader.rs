@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::bench::Bench;
 use crate::load::names;
-use crate::peers::{Stage, Subject, TunnelKind, Variant};
+use crate::peers::{Stage, Subject, TunnelKind, Variant, Way};
 use crate::progress::Progress;
 use crate::report::{Better, Label};
 use crate::serving::{Suite, measure};
@@ -37,13 +37,14 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
         name: NAME,
         names: names::Kind::Known,
         subjects: READERS.map(Subject::Interceptor).to_vec(),
+        way: Way::Plain,
     };
     measure(&suite, bench)?;
     idle(bench)
 }
 
 fn idle(bench: &mut Bench) -> Result<()> {
-    let mut stage = Stage::set()?;
+    let mut stage = Stage::set(Way::Plain)?;
     let mut progress = Progress::new(NAME, READERS.len());
     for reader in READERS {
         if bench.interrupted() {

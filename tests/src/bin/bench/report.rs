@@ -60,7 +60,7 @@ struct Remark {
 /// What a subject was told, whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Configuration {
-    subject: &'static str,
+    subject: String,
     text: String,
 }
 
@@ -98,10 +98,10 @@ impl Results {
     }
 
     /// Notes what a subject was told; the last counts.
-    pub(crate) fn configuration(&mut self, subject: &'static str, text: &str) {
+    pub(crate) fn configuration(&mut self, subject: &str, text: &str) {
         self.configurations.retain(|known| known.subject != subject);
         self.configurations.push(Configuration {
-            subject,
+            subject: subject.to_owned(),
             text: text.to_owned(),
         });
     }
@@ -141,7 +141,7 @@ impl Report {
             remarks,
             mut configurations,
         } = results;
-        configurations.sort_by_key(|configuration| configuration.subject);
+        configurations.sort_by(|one, other| one.subject.cmp(&other.subject));
         let rows: Vec<Row> = series
             .into_iter()
             .filter_map(|(label, runs)| Row::new(label, &runs))
@@ -243,7 +243,7 @@ impl Report {
         let worse: Vec<_> = self
             .ratios
             .iter()
-            .filter(|ratio| ratio.is_worse())
+            .filter(|ratio| ratio.is_worse() && !ratio.is_to_a_floor())
             .collect();
         if worse.is_empty() {
             text += "Nothing that was measured.\n";
@@ -376,6 +376,7 @@ fn thousands(value: f64) -> String {
 
 fn compared(ratio: &Ratio) -> [String; COMPARISON.len()] {
     let verdict = match ratio.verdict() {
+        _ if ratio.is_to_a_floor() => "floor",
         Verdict::Better => "better",
         Verdict::Worse => "worse",
         Verdict::Undecided => "undecided",
@@ -392,8 +393,7 @@ fn compared(ratio: &Ratio) -> [String; COMPARISON.len()] {
     ]
 }
 
-const ABOUT_RATIOS: &str =
-    "Ratios, round by round; `undecided` where rounds contradict each other:";
+const ABOUT_RATIOS: &str = "Ratios, round by round; `undecided` where rounds contradict each other, `floor` where nobody can be better:";
 const COMPARISON: [&str; 7] = ["case", "ratio", "metric", "verdict", "median", "min", "max"];
 const HEADINGS: [&str; 7] = ["case", "subject", "metric", "unit", "median", "min", "max"];
 /// Columns from this one on are numbers.

@@ -16,7 +16,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use crate::bench::{Bench, Effort};
 use crate::load::names::{Kind, Names};
 use crate::load::{Outcome, Pace, Plan, Transport};
-use crate::peers::{BpfStatistics, Meter, Running, Stage, Subject, TunnelKind, Variant};
+use crate::peers::{BpfStatistics, Meter, Running, Stage, Subject, TunnelKind, Variant, Way};
 use crate::progress::Progress;
 use crate::reader::{IDLE, SETTLING};
 use crate::report::{Better, Label};
@@ -46,7 +46,7 @@ const SEED: u64 = 0x1ce7;
 pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let extent = Extent::of(bench.effort());
     allow_files()?;
-    let mut stage = Stage::set()?;
+    let mut stage = Stage::set(Way::Plain)?;
     let scratch = Scratch::new()?;
     let in_rounds = extent.rounds * (RULES.len() + CLIENTS.len());
     let with_names = extent.fillings * NAMES.len() + KEEPERS.len();
@@ -314,7 +314,7 @@ fn over_time(
 fn load(
     stage: &Stage,
     running: &Running,
-    transport: Transport,
+    transport: Transport<'_>,
     (clients, window): (u16, u16),
     time: Duration,
     names: &mut Names,

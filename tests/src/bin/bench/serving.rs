@@ -8,9 +8,10 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use lab::{Scratch, Software, finish};
 
 use crate::bench::{Bench, Effort};
+use crate::load::direct::Protocol;
 use crate::load::names::{HOSTS, Kind, Names};
 use crate::load::{Outcome, Pace, Plan, Transport, float};
-use crate::peers::{BpfStatistics, Running, Stage, Subject};
+use crate::peers::{BpfStatistics, Distance, Running, Stage, Subject, Way};
 use crate::progress::Progress;
 use crate::report::{Better, Label, Series};
 
@@ -19,20 +20,34 @@ pub(crate) struct Suite {
     pub(crate) name: &'static str,
     pub(crate) names: Kind,
     pub(crate) subjects: Vec<Subject>,
+    /// How they reach who knows the answers.
+    pub(crate) way: Way,
 }
 
-/// All peers, as subjects.
-pub(crate) fn peers() -> impl Iterator<Item = Subject> {
-    Software::ALL.into_iter().map(Subject::Peer)
+/// All peers that can forward in this way, as subjects.
+pub(crate) fn peers(way: Way) -> impl Iterator<Item = Subject> {
+    let able = Software::ALL.into_iter();
+    able.filter(move |software| way.is_for(*software))
+        .map(Subject::Peer)
+}
+
+/// All peers that cannot.
+pub(crate) fn incapable(way: Way) -> impl Iterator<Item = Subject> {
+    let unable = Software::ALL.into_iter();
+    unable
+        .filter(move |software| !way.is_for(*software))
+        .map(Subject::Peer)
 }
 
 /// Measures every subject in every case, round by round.
 pub(crate) fn measure(suite: &Suite, bench: &mut Bench) -> Result<()> {
     let effort = Extent::of(bench.effort());
-    let table = Table::lay(suite, bench);
-    let mut stage = Stage::set()?;
-    bench.results.configuration("authority", stage.authority());
-    let steps = effort.rounds * suite.subjects.len() * CASES.len();
+    let cases = cases(suite.way);
+    let table = Table::lay(suite, cases, bench);
+    let mut stage = Stage::set(suite.way)?;
+    let (server, told) = stage.server();
+    bench.results.configuration(server, told);
+    let steps = effort.rounds * suite.subjects.len() * cases.len();
     let mut progress = Progress::new(suite.name, steps);
     for round in 0..effort.rounds {
         let mut subjects = suite.subjects.clone();
@@ -55,10 +70,9 @@ pub(crate) fn measure(suite: &Suite, bench: &mut Bench) -> Result<()> {
                     continue;
                 }
             };
-            bench
-                .results
-                .configuration(subject.name(), &running.configuration);
-            for case in &CASES {
+            let title = format!("{}{}", subject.name(), suite.way.suffix());
+            bench.results.configuration(&title, &running.configuration);
+            for case in cases {
                 if bench.interrupted() {
                     return Ok(());
                 }
@@ -69,6 +83,10 @@ pub(crate) fn measure(suite: &Suite, bench: &mut Bench) -> Result<()> {
                     case,
                     extent: &effort,
                     server: case.server(&running),
+                    transport: running
+                        .direct
+                        .as_ref()
+                        .map_or(case.transport, Transport::Direct),
                 };
                 let mut figures = Vec::new();
                 let measured = session.measure(&running, &mut figures);
@@ -134,7 +152,7 @@ impl Extent {
 /// How queries travel, and how many of them.
 struct Case {
     name: &'static str,
-    transport: Transport,
+    transport: Transport<'static>,
     v6: bool,
     metrics: &'static [Metric],
     /// Clients and queries in flight on each, from few to many.
@@ -143,7 +161,23 @@ struct Case {
     cost: (u16, u16),
 }
 
-const CASES: [Case; 4] = [
+/// Those of a way.
+fn cases(way: Way) -> &'static [Case] {
+    match way {
+        Way::Plain => &PLAIN,
+        Way::Encrypted(Protocol::Dot, Distance::Near) => &DOT,
+        Way::Encrypted(Protocol::Doh, Distance::Near) => &DOH,
+        Way::Encrypted(Protocol::Dot, Distance::Far) => &DOT_FAR,
+        Way::Encrypted(Protocol::Doh, Distance::Far) => &DOH_FAR,
+    }
+}
+
+const DOT: [Case; 1] = [Case::encrypted("DoT upstream")];
+const DOH: [Case; 1] = [Case::encrypted("DoH upstream")];
+const DOT_FAR: [Case; 1] = [Case::far("DoT upstream, 10 ms away")];
+const DOH_FAR: [Case; 1] = [Case::far("DoH upstream, 10 ms away")];
+
+const PLAIN: [Case; 4] = [
     Case {
         name: "UDP, IPv4",
         transport: Transport::Udp,
@@ -189,6 +223,35 @@ const CASES: [Case; 4] = [
 ];
 
 impl Case {
+    const fn encrypted(name: &'static str) -> Self {
+        Self {
+            name,
+            transport: Transport::Udp,
+            v6: false,
+            metrics: &[
+                LATENCY_50,
+                LATENCY_99,
+                LATENCY_999,
+                RATE_50,
+                RATE_99,
+                RATE_999,
+                THROUGHPUT,
+                DNSPERF,
+                COST,
+            ],
+            loads: &[(4, 4), (4, 16), (4, 64)],
+            cost: (4, 8),
+        }
+    }
+
+    /// Too far for more than the middle of a few latencies.
+    const fn far(name: &'static str) -> Self {
+        Self {
+            metrics: &[LATENCY_50],
+            ..Self::encrypted(name)
+        }
+    }
+
     fn server(&self, running: &Running) -> SocketAddr {
         if self.v6 { running.v6 } else { running.v4 }
     }
@@ -242,9 +305,9 @@ struct Table(HashMap<(&'static str, Metric, &'static str), Series>);
 
 impl Table {
     /// In the order in which a person compares: subjects next to each other.
-    fn lay(suite: &Suite, bench: &mut Bench) -> Self {
+    fn lay(suite: &Suite, cases: &[Case], bench: &mut Bench) -> Self {
         let mut table = HashMap::new();
-        for case in &CASES {
+        for case in cases {
             for metric in case.metrics {
                 for subject in &suite.subjects {
                     let series = bench.results.series(Label {
@@ -277,12 +340,16 @@ struct Session<'a> {
     case: &'a Case,
     extent: &'a Extent,
     server: SocketAddr,
+    transport: Transport<'a>,
 }
 
 impl Session<'_> {
     /// Adds every figure there is; the error tells what was not as it should be.
     fn measure(&self, running: &Running, figures: &mut Figures) -> Result<()> {
         let mut names = Names::new(self.suite.names);
+        if running.direct.is_some() {
+            return self.latency(&mut names, figures);
+        }
         self.warm(&mut names)?;
         let mut complaints = Vec::new();
         let mut note = |result: Result<()>| {
@@ -294,11 +361,15 @@ impl Session<'_> {
         if self.case.metrics.contains(&RATE_50) {
             note(self.at_rate(&mut names, figures));
         }
-        note(self.throughput(&mut names, figures));
+        if self.case.metrics.contains(&THROUGHPUT) {
+            note(self.throughput(&mut names, figures));
+        }
         if self.case.metrics.contains(&DNSPERF) {
             note(self.dnsperf(&mut names, figures));
         }
-        note(self.cost(running, &mut names, figures));
+        if self.case.metrics.contains(&COST) {
+            note(self.cost(running, &mut names, figures));
+        }
         ensure!(complaints.is_empty(), "{}", complaints.join("; "));
         Ok(())
     }
@@ -331,7 +402,7 @@ impl Session<'_> {
     fn at_rate(&self, names: &mut Names, figures: &mut Figures) -> Result<()> {
         let plan = Plan {
             server: self.server,
-            transport: self.case.transport,
+            transport: self.transport,
             pace: Pace::Rate(RATE),
             time: self.extent.rate,
         };
@@ -420,7 +491,7 @@ impl Session<'_> {
     ) -> Result<Outcome> {
         let plan = Plan {
             server: self.server,
-            transport: self.case.transport,
+            transport: self.transport,
             pace: Pace::Closed { clients, window },
             time,
         };
@@ -479,6 +550,25 @@ mod tests {
         assert_eq!(dnsperf_figure(text, "Queries lost:"), Some(0.0));
         assert_eq!(dnsperf_figure(text, "Queries per second:"), Some(65_432.1));
         assert_eq!(dnsperf_figure(text, "Latency:"), None);
+    }
+
+    #[test]
+    fn every_peer_either_takes_a_way_or_is_told_that_it_cannot() {
+        let names = |subjects: &mut dyn Iterator<Item = Subject>| -> Vec<_> {
+            subjects.map(Subject::name).collect()
+        };
+        let dot = Way::Encrypted(Protocol::Dot, Distance::Near);
+        let doh = Way::Encrypted(Protocol::Doh, Distance::Far);
+
+        for (way, unable) in [
+            (Way::Plain, &["stubby"][..]),
+            (dot, &["dnsmasq"]),
+            (doh, &["unbound", "dnsmasq", "kresd", "stubby"]),
+        ] {
+            assert_eq!(names(&mut incapable(way)), unable);
+            let all = names(&mut peers(way)).len() + unable.len();
+            assert_eq!(all, Software::ALL.len());
+        }
     }
 
     #[test]

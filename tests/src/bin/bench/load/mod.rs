@@ -3,6 +3,7 @@
 //! It runs on a processor of its own in the namespace that it is given. What a server does with more than one client
 //! at a time is asked by several sockets or connections; what a queue does to it, by several queries in flight.
 
+pub(crate) mod direct;
 mod flight;
 pub(crate) mod names;
 mod tcp;
@@ -16,16 +17,19 @@ use hdrhistogram::Histogram;
 use lab::Namespace;
 
 use crate::pin::{Pinned, Side};
+use direct::Direct;
 use names::Names;
 
 /// How queries travel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Transport {
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Transport<'a> {
     Udp,
     /// Connections that are kept.
     Tcp,
     /// A connection for each query; latency includes making it.
     TcpEach,
+    /// One encrypted connection that is warm.
+    Direct(&'a Direct),
 }
 
 /// When the next query is sent.
@@ -34,9 +38,10 @@ pub(crate) enum Pace {
     /// As soon as one is answered or given up. A server that stalls is asked less while it does, so this finds what it
     /// can do; with one client and one query in flight it gives the latency of an idle server.
     Closed {
-        /// Sockets or connections.
+        /// Sockets or connections; with [`Transport::Direct`] always one.
         clients: u16,
-        /// Queries in flight on each of them, 1 to 2,048; with [`Transport::TcpEach`] always one.
+        /// Queries in flight on each of them, 1 to 2,048; with [`Transport::TcpEach`] and [`Transport::Direct`] always
+        /// one.
         window: u16,
     },
     /// At fixed times, so many a second, over one UDP socket. Latency counts from the time at which a query was to be
@@ -46,9 +51,9 @@ pub(crate) enum Pace {
 
 /// Some load on one server.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Plan {
+pub(crate) struct Plan<'a> {
     pub(crate) server: SocketAddr,
-    pub(crate) transport: Transport,
+    pub(crate) transport: Transport<'a>,
     pub(crate) pace: Pace,
     /// For so long queries are sent; those in flight at the end are waited for.
     pub(crate) time: Duration,
@@ -74,7 +79,7 @@ pub(crate) struct Outcome {
     end: Instant,
 }
 
-impl Plan {
+impl Plan<'_> {
     /// Carries it out in `namespace`.
     pub(crate) fn run(&self, namespace: &Namespace, names: &mut Names) -> Result<Outcome> {
         namespace
@@ -91,8 +96,11 @@ impl Plan {
                     (Transport::TcpEach, Pace::Closed { clients, .. }) => {
                         tcp::each(self, clients, names)
                     }
-                    (Transport::Tcp | Transport::TcpEach, Pace::Rate(_)) => {
-                        anyhow::bail!("TCP at a fixed rate is not to be had")
+                    (Transport::Direct(direct), Pace::Closed { .. }) => {
+                        direct::closed(self, direct, names)
+                    }
+                    (_, Pace::Rate(_)) => {
+                        anyhow::bail!("a fixed rate is to be had by UDP only")
                     }
                 }
             })?
@@ -234,7 +242,7 @@ mod tests {
         Pace::Closed { clients, window }
     }
 
-    fn plan(transport: Transport, pace: Pace) -> Plan {
+    fn plan(transport: Transport<'_>, pace: Pace) -> Plan<'_> {
         Plan {
             server: server(),
             transport,

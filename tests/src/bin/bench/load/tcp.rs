@@ -15,7 +15,12 @@ use super::names::Names;
 use super::{Outcome, Plan};
 
 /// Connections that are kept; a broken one is made again.
-pub(super) fn kept(plan: &Plan, clients: u16, window: u16, names: &mut Names) -> Result<Outcome> {
+pub(super) fn kept(
+    plan: &Plan<'_>,
+    clients: u16,
+    window: u16,
+    names: &mut Names,
+) -> Result<Outcome> {
     let mut lines = (0..clients.max(1))
         .map(|_| {
             let stream = connect(plan.server)?;
@@ -68,7 +73,7 @@ pub(super) fn kept(plan: &Plan, clients: u16, window: u16, names: &mut Names) ->
 }
 
 /// A connection for each query, closed by the client once it is answered.
-pub(super) fn each(plan: &Plan, clients: u16, names: &mut Names) -> Result<Outcome> {
+pub(super) fn each(plan: &Plan<'_>, clients: u16, names: &mut Names) -> Result<Outcome> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll")?;
     let mut events = vec![EpollEvent::empty(); usize::from(clients.max(1)).min(EVENTS)];
     let begin = Instant::now();

@@ -17,7 +17,12 @@ use super::names::Names;
 use super::{Outcome, Plan};
 
 /// See [`super::Pace::Closed`].
-pub(super) fn closed(plan: &Plan, clients: u16, window: u16, names: &mut Names) -> Result<Outcome> {
+pub(super) fn closed(
+    plan: &Plan<'_>,
+    clients: u16,
+    window: u16,
+    names: &mut Names,
+) -> Result<Outcome> {
     let mut lanes = (0..clients.max(1))
         .map(|_| Lane::new(plan.server, window))
         .collect::<Result<Vec<_>>>()?;
@@ -74,7 +79,7 @@ pub(super) fn closed(plan: &Plan, clients: u16, window: u16, names: &mut Names) 
 }
 
 /// See [`super::Pace::Rate`].
-pub(super) fn paced(plan: &Plan, rate: u32, names: &mut Names) -> Result<Outcome> {
+pub(super) fn paced(plan: &Plan<'_>, rate: u32, names: &mut Names) -> Result<Outcome> {
     let mut lane = Lane::new(plan.server, super::flight::MOST)?;
     // The default slack of 50 µs would be added to the latency of most queries.
     nix::sys::prctl::set_timerslack(1).context("cannot set the timer slack")?;

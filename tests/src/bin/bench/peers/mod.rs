@@ -9,12 +9,15 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use anyhow::Result;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
 use lab::{
-    Daemon, Forwarder, Knot, Namespace, Software, SoleTun, Tunnel, TunnelPlan, VIRTUAL_V4,
-    VIRTUAL_V6, VethEnd, veth,
+    Daemon, Forwarder, ImpairedPath, Impairment, Knot, Namespace, Secure, SecureResponder,
+    Software, SoleTun, Tunnel, TunnelPlan, Upstream, VIRTUAL_V4, VIRTUAL_V6, VethEnd, veth,
 };
 
+use crate::load::direct::{Direct, Protocol};
 use crate::load::names::{HOSTS, WILDCARD, ZONE, host_address};
 use crate::pin::{Pinned, Side};
 pub(crate) use cost::{BpfStatistics, Meter};
@@ -29,6 +32,26 @@ pub(crate) enum Subject {
     Peer(Software),
     /// The authority itself, beside the generator on its processor: no forwarder can be faster.
     Authority,
+    /// A client of the encrypted server that has nobody between them, one query at a time.
+    RoundTrip,
+}
+
+/// How subjects reach who knows the answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// The authority, by UDP.
+    Plain,
+    /// A server whose answer to everything is the wildcard's, over TLS.
+    Encrypted(Protocol, Distance),
+}
+
+/// How far away the encrypted server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Distance {
+    /// At the other end of a veth.
+    Near,
+    /// Further by 10 ms for there and back.
+    Far,
 }
 
 /// Interceptor, in one of the ways to run it.
@@ -70,10 +93,19 @@ pub(crate) const VARIANTS: [Variant; 3] = [
 /// Where everything happens; gone when dropped.
 pub(crate) struct Stage {
     authority: Knot,
+    encrypted: Option<Encrypted>,
     tun: SoleTun,
     wireguard: Option<Tunnel>,
     pub(crate) client: Arc<Namespace>,
     network: Arc<Namespace>,
+}
+
+/// The encrypted server, and the way to it.
+struct Encrypted {
+    responder: SecureResponder,
+    protocol: Protocol,
+    server: Secure,
+    _path: Option<ImpairedPath>,
 }
 
 /// A subject that answers; ended when dropped.
@@ -83,6 +115,8 @@ pub(crate) struct Running {
     pub(crate) meter: Meter,
     /// What it was told, whole.
     pub(crate) configuration: String,
+    /// How it is asked where that is not how clients ask.
+    pub(crate) direct: Option<Direct>,
     server: Server,
 }
 
@@ -94,7 +128,7 @@ enum Server {
     Daemon(Daemon),
     Forwarder(Forwarder),
     /// Belongs to the stage.
-    Authority,
+    Stage,
 }
 
 impl Subject {
@@ -106,13 +140,35 @@ impl Subject {
             Self::Peer(Software::Dnsdist) => "dnsdist",
             Self::Peer(Software::Dnsmasq) => "dnsmasq",
             Self::Peer(Software::KnotResolver) => "kresd",
+            Self::Peer(Software::Stubby) => "stubby",
             Self::Authority => "authority",
+            Self::RoundTrip => "round trip",
+        }
+    }
+}
+
+impl Way {
+    /// Whether a peer can take it.
+    pub(crate) fn is_for(self, software: Software) -> bool {
+        match self {
+            Self::Plain => software.forwards_over_udp(),
+            Self::Encrypted(Protocol::Dot, _) => software.forwards_over_tls(),
+            Self::Encrypted(Protocol::Doh, _) => software.forwards_over_https(),
+        }
+    }
+
+    /// What is added to the name of a subject that takes it.
+    pub(crate) fn suffix(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::Encrypted(Protocol::Dot, _) => ", DoT upstream",
+            Self::Encrypted(Protocol::Doh, _) => ", DoH upstream",
         }
     }
 }
 
 impl Stage {
-    pub(crate) fn set() -> Result<Self> {
+    pub(crate) fn set(way: Way) -> Result<Self> {
         let client = Arc::new(Namespace::new("client")?);
         let network = Arc::new(Namespace::new("net")?);
         veth(
@@ -124,7 +180,12 @@ impl Stage {
             VethEnd {
                 namespace: &network,
                 name: "eth0",
-                addresses: &["192.0.2.53/24", "2001:db8:2::53/64"],
+                addresses: &[
+                    "192.0.2.53/24",
+                    "192.0.2.54/24",
+                    "192.0.2.55/24",
+                    "2001:db8:2::53/64",
+                ],
             },
         )?;
         for address in [LOCAL_V4, LOCAL_V6] {
@@ -143,8 +204,15 @@ impl Stage {
         let _pinned = Pinned::to(Side::Load)?;
         let addresses = [AUTHORITY_V4, AUTHORITY_V6];
         let authority = Knot::start(&network, &addresses, ZONE, &zone(), &probe())?;
+        let encrypted = match way {
+            Way::Plain => None,
+            Way::Encrypted(protocol, distance) => {
+                Some(Encrypted::start(protocol, distance, &client, &network)?)
+            }
+        };
         Ok(Self {
             authority,
+            encrypted,
             tun,
             wireguard: None,
             client,
@@ -152,9 +220,12 @@ impl Stage {
         })
     }
 
-    /// The authority's whole configuration.
-    pub(crate) fn authority(&self) -> &str {
-        self.authority.configuration()
+    /// Who knows the answers, and its whole configuration.
+    pub(crate) fn server(&self) -> (&'static str, &str) {
+        match &self.encrypted {
+            None => ("authority", self.authority.configuration()),
+            Some(encrypted) => ("encrypted server", encrypted.responder.configuration()),
+        }
     }
 
     /// Starts a subject, and waits until it answers.
@@ -174,8 +245,9 @@ impl Stage {
             Subject::Interceptor(variant) => self.intercept(variant),
             Subject::Peer(software) => {
                 let listen = [LOCAL_V4, LOCAL_V6];
+                let upstream = self.upstream();
                 let forwarder =
-                    Forwarder::start(software, &self.client, &listen, AUTHORITY_V4, &probe())?;
+                    Forwarder::start(software, &self.client, &listen, &upstream, &probe())?;
                 let configuration = forwarder.configuration().to_owned();
                 let meter = Meter::of_process(forwarder.pid());
                 let server = Server::Forwarder(forwarder);
@@ -185,8 +257,33 @@ impl Stage {
                 [AUTHORITY_V4, AUTHORITY_V6],
                 Meter::of_process(self.authority.pid()),
                 self.authority.configuration(),
-                Server::Authority,
+                Server::Stage,
             )),
+            Subject::RoundTrip => self.round_trip(),
+        }
+    }
+
+    fn round_trip(&self) -> Result<Running> {
+        let encrypted = self.encrypted.as_ref();
+        let Encrypted {
+            protocol, server, ..
+        } = encrypted.context("no encrypted server to go to")?;
+        let direct = Direct::new(*protocol, server)?;
+        let place = SocketAddr::new(server.address, direct.port());
+        Ok(Running {
+            v4: place,
+            v6: place,
+            meter: Meter::of_process(std::process::id()),
+            configuration: "one connection, within the benchmark\n".to_owned(),
+            direct: Some(direct),
+            server: Server::Stage,
+        })
+    }
+
+    fn upstream(&self) -> Upstream {
+        match &self.encrypted {
+            None => Upstream::Udp(AUTHORITY_V4),
+            Some(encrypted) => encrypted.upstream(),
         }
     }
 
@@ -205,7 +302,7 @@ impl Stage {
     }
 
     fn daemon(&self, interface: &str, more: &[&str]) -> Result<Running> {
-        let upstream = format!("udp://{AUTHORITY_V4}");
+        let upstream = url(&self.upstream());
         let mut arguments = vec!["-i", interface, "--upstream", &upstream, "--log", "error"];
         arguments.extend(more);
         let daemon = Daemon::start(&self.client, &arguments)?.quiet();
@@ -252,6 +349,7 @@ impl Running {
             v6: SocketAddr::new(v6, 53),
             meter,
             configuration: configuration.to_owned(),
+            direct: None,
             server,
         }
     }
@@ -261,9 +359,65 @@ impl Running {
         match &mut self.server {
             Server::Daemon(daemon) => daemon.has_ended().then(|| daemon.log()),
             Server::Forwarder(forwarder) => forwarder.has_ended().then(|| forwarder.log()),
-            Server::Null { .. } | Server::Authority => None,
+            Server::Null { .. } | Server::Stage => None,
         }
     }
+}
+
+impl Encrypted {
+    fn start(
+        protocol: Protocol,
+        distance: Distance,
+        client: &Namespace,
+        network: &Namespace,
+    ) -> Result<Self> {
+        let addresses = [NEAR, FAR].map(IpAddr::V4);
+        let responder = SecureResponder::start(network, &addresses, SECURE_NAME, WILDCARD)?;
+        let address = match distance {
+            Distance::Near => NEAR,
+            Distance::Far => FAR,
+        };
+        let one_way = Impairment {
+            delay: DISTANCE / 2,
+            ..Impairment::default()
+        };
+        let path = match distance {
+            Distance::Near => None,
+            Distance::Far => {
+                let path = ImpairedPath::lay(client, CLIENT_V4, network, FAR, one_way);
+                Some(path.context("cannot lay a long way to the server")?)
+            }
+        };
+        Ok(Self {
+            server: responder.at(address.into()),
+            responder,
+            protocol,
+            _path: path,
+        })
+    }
+
+    fn upstream(&self) -> Upstream {
+        let server = self.server.clone();
+        match self.protocol {
+            Protocol::Dot => Upstream::Tls(server),
+            Protocol::Doh => Upstream::Https(server),
+        }
+    }
+}
+
+/// As interceptor is told it.
+fn url(upstream: &Upstream) -> String {
+    let (scheme, path, secure) = match upstream {
+        Upstream::Udp(address) => return format!("udp://{address}"),
+        Upstream::Tls(secure) => ("tls", "", secure),
+        Upstream::Https(secure) => ("https", "/dns-query", secure),
+    };
+    format!(
+        "{scheme}://{}{path}?ca={}#{}",
+        secure.address,
+        secure.authority.display(),
+        secure.name
+    )
 }
 
 /// A name that every server of the zone knows, and that is never asked for otherwise.
@@ -292,3 +446,11 @@ const LOCAL_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 53, 0, 1));
 const LOCAL_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd53, 0, 0, 0, 0, 0, 0, 1));
 const AUTHORITY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 53));
 const AUTHORITY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x53));
+/// The encrypted server's addresses.
+const NEAR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 54);
+const FAR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 55);
+const SECURE_NAME: &str = "dns.bench.example";
+/// The client's address on the veth.
+const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+/// What [`Distance::Far`] adds to a round trip.
+const DISTANCE: Duration = Duration::from_millis(10);

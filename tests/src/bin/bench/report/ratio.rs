@@ -8,6 +8,8 @@ use super::{Better, Row};
 const OURS: &str = "interceptor";
 /// Subjects that calibrate a measurement and are nobody's competitors.
 const CALIBRATIONS: [&str; 4] = ["null", "authority", "empty program", "prefilter"];
+/// Subjects that do nothing but what everybody has to: how near one comes to them is to be seen, and none is better.
+const FLOORS: [&str; 1] = ["round trip"];
 /// Metrics of which a ratio says nothing: they are at zero when all is well.
 const WITHOUT_RATIO: [&str; 3] = ["lost", "wrong", "stray"];
 
@@ -45,6 +47,11 @@ impl Ratio {
             (_, true) => Verdict::Better,
             _ => Verdict::Undecided,
         }
+    }
+
+    /// Whether it is that to something that nobody can be better than.
+    pub(super) fn is_to_a_floor(&self) -> bool {
+        FLOORS.contains(&self.against)
     }
 
     /// Whether the median is on the worse side.
@@ -165,6 +172,19 @@ mod tests {
         assert_eq!(ratios.len(), 1);
         assert_eq!(ratios[0].subject, "interceptor, af-xdp");
         assert_eq!(ratios[0].against, "interceptor, tun");
+    }
+
+    #[test]
+    fn how_near_a_floor_one_comes_is_told_as_such() {
+        let rows = [
+            row("round trip", &[1.0]),
+            row("unbound", &[1.0]),
+            row("interceptor", &[2.0]),
+        ];
+
+        let floors: Vec<_> = ratios(&rows).iter().map(Ratio::is_to_a_floor).collect();
+
+        assert_eq!(floors, [true, false]);
     }
 
     #[test]
