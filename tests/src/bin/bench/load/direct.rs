@@ -73,7 +73,7 @@ impl Direct {
     }
 }
 
-/// Asks one query after the other.
+/// Asks one query after the other, and one at least.
 pub(super) fn closed(plan: &Plan<'_>, direct: &Direct, names: &mut Names) -> Result<Outcome> {
     match direct.protocol {
         Protocol::Dot => dot(plan, direct, names),
@@ -101,10 +101,12 @@ fn dot(plan: &Plan<'_>, direct: &Direct, names: &mut Names) -> Result<Outcome> {
     )?;
     let end = Instant::now() + plan.time;
     let mut outcome = Outcome::until(end);
-    while Instant::now() < end {
+    loop {
         ask(&mut stream, &mut flight, names, &mut message, &mut outcome)?;
+        if Instant::now() >= end {
+            return Ok(outcome);
+        }
     }
-    Ok(outcome)
 }
 
 /// One query and its reply; the error says that there will be no more of them.
@@ -164,10 +166,12 @@ async fn converse(plan: &Plan<'_>, direct: &Direct, names: &mut Names) -> Result
     request(&mut sender, &uri, &mut flight, names, &mut unmeasured).await?;
     let end = Instant::now() + plan.time;
     let mut outcome = Outcome::until(end);
-    while Instant::now() < end {
+    loop {
         request(&mut sender, &uri, &mut flight, names, &mut outcome).await?;
+        if Instant::now() >= end {
+            return Ok(outcome);
+        }
     }
-    Ok(outcome)
 }
 
 /// The same as [`ask`] by HTTP/2.
