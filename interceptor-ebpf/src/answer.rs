@@ -5,7 +5,7 @@
 //! map may be recycled while they are read. A seal over the question and all that is answered from, keyed as well, shows
 //! whether a copy is whole and the right one.
 
-use crate::digest::Digest;
+use crate::digest::{Digest, Secret};
 use crate::question::{
     AUTHENTIC_DATA, CHECKING_DISABLED, Key, NAME_WORDS, OUR_UDP_SIZE, Question, RECURSION_DESIRED,
 };
@@ -52,8 +52,8 @@ pub struct Permit {
     ///
     /// Generations are drawn at random: one that is read while it is written is none that ever was.
     pub generation: u64,
-    /// The secret of the seals.
-    pub secret: u64,
+    /// The secret of digests and seals.
+    pub secret: Secret,
 }
 
 /// An answer to one question.
@@ -263,7 +263,10 @@ mod tests {
 
     const PERMIT: Permit = Permit {
         generation: 7,
-        secret: 0x0123_4567_89ab_cdef,
+        secret: Secret {
+            first: 0x0123_4567_89ab_cdef,
+            stride: 0xfedc_ba98_7654_3211,
+        },
     };
 
     #[test]

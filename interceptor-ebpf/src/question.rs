@@ -1,6 +1,6 @@
 //! A DNS query as the kernel reads it: the key of its answer, or the reason why user space has to answer.
 
-use crate::digest::Digest;
+use crate::digest::{Digest, Secret};
 use crate::pass::Pass;
 use crate::words::{Words, lower_case};
 
@@ -240,7 +240,7 @@ impl Key {
     /// What it is kept under by a daemon with that secret, where its name has `name` octets; words of the name behind
     /// them do not matter.
     #[inline(always)]
-    pub fn digest(&self, name: usize, secret: u64) -> Digest {
+    pub fn digest(&self, name: usize, secret: Secret) -> Digest {
         let mut digest = Digest::new(secret).with(self.kind());
         for index in 0..NAME_WORDS {
             if index * 8 >= name {

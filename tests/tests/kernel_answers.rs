@@ -16,7 +16,7 @@ use interceptor::kernel::answers::{Answers, Offer, boot_clock};
 use interceptor::kernel::{Kernel, LinkLayer, Program};
 use interceptor::rules::RuleSet;
 use interceptor_ebpf::answer::Parts;
-use interceptor_ebpf::digest::STRIDE;
+use interceptor_ebpf::digest::Secret;
 use interceptor_ebpf::question::Key;
 use interceptor_ebpf::{ETHERNET_HEADER, protocol};
 use proptest::prelude::*;
@@ -416,11 +416,12 @@ fn an_answer_that_is_replaced_while_it_is_read_is_whole_or_none() {
 
 /// Two labels, first ones of a name, whose digests are the same under `secret`: the second word of the name, after its
 /// key has been added, has its halves in another order.
-fn colliding_names(secret: u64) -> [Vec<u8>; 2] {
-    let key = secret.wrapping_add(STRIDE.wrapping_mul(2));
+fn colliding_names(secret: Secret) -> [Vec<u8>; 2] {
+    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+    let key = secret.first.wrapping_add(secret.stride.wrapping_mul(2));
     let has_capitals = |word: u64| word.to_le_bytes().iter().any(u8::is_ascii_uppercase);
     let pairs = (1_u64..).map(|number| {
-        let word = number.wrapping_mul(STRIDE);
+        let word = number.wrapping_mul(STEP);
         let other = word.wrapping_add(key).rotate_left(32).wrapping_sub(key);
         [word, other]
     });

@@ -7,7 +7,7 @@ use interceptor_ebpf::question::Key;
 use tracing::warn;
 
 use crate::dns::AnswerSink;
-use crate::dns::cache::{Entry, RouteId};
+use crate::dns::cache::Entry;
 use crate::dns::clock::Moment;
 use crate::kernel::answers::{Answers, boot_clock};
 use crate::rules::ANSWERS_POLICY;
@@ -23,10 +23,10 @@ impl AnswerSink for KernelAnswers {
         let renewal = nanoseconds(entry.renewal());
         // In the last tenth of its lifetime it is about to be replaced, and one that the kernel has would lose what it
         // has counted.
-        if entry.key().route() != RouteId::DEFAULT || boot_clock() >= renewal {
+        if boot_clock() >= renewal {
             return;
         }
-        let Some(key) = key(entry) else {
+        let Some(key) = kernel_key(entry) else {
             return;
         };
         if entry.ttl_offsets().len() > MAX_RECORDS {
@@ -50,7 +50,7 @@ impl AnswerSink for KernelAnswers {
 
     fn given(&self, entry: &Entry) -> u32 {
         let Self(answers) = self;
-        let hits = key(entry).and_then(|key| answers.hits(&key));
+        let hits = kernel_key(entry).and_then(|key| answers.hits(&key));
         u32::try_from(hits.unwrap_or(0)).unwrap_or(u32::MAX)
     }
 
@@ -62,7 +62,9 @@ impl AnswerSink for KernelAnswers {
     }
 }
 
-fn key(entry: &Entry) -> Option<Key> {
+/// What the kernel would keep an answer under. Which route it is by does not matter: the name decides that, and other
+/// routes make all that the kernel has unusable.
+pub(super) fn kernel_key(entry: &Entry) -> Option<Key> {
     let key = entry.key();
     let (dnssec_ok, checking_disabled) = (key.is_dnssec_ok(), key.is_checking_disabled());
     Key::of_question(key.question(), ANSWERS_POLICY, dnssec_ok, checking_disabled)

@@ -1,6 +1,6 @@
 //! What the control API sees of the daemon.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::process;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,6 +10,7 @@ use tokio::task::{block_in_place, spawn_blocking};
 use tracing::info;
 
 use super::Parts;
+use super::answers::kernel_key;
 use super::interception::{Interception, READER_MTU};
 use super::reload::{ReloadError, Reloader};
 use super::rulebook::ChangeError;
@@ -243,11 +244,18 @@ impl Backend for DaemonBackend {
             .iter()
             .map(|entry| cached_answer(SHARED, entry, now))
             .collect();
+        let interception = self.parts.interception.as_ref();
+        let kernel = interception.and_then(|it| it.answers.clone());
         let found = spawn_blocking(move || {
             let (entries, now) = dns.remembered(name.octets(), qtype);
-            let answers = entries.iter();
-            let answers = answers.map(|entry| cached_answer(MEMORY, entry, now));
-            answers.chain::<Vec<_>>(elsewhere).collect()
+            let memory = entries
+                .iter()
+                .map(|entry| cached_answer(MEMORY, entry, now));
+            let kernel = kernel.map(|it| answers_of_kernel(&it, &entries, now));
+            memory
+                .chain(kernel.into_iter().flatten())
+                .chain::<Vec<_>>(elsewhere)
+                .collect()
         });
         found
             .await
@@ -337,6 +345,29 @@ fn cached_answer(tier: &str, entry: &Entry, now: Moment) -> CachedAnswer {
         bytes: entry.memory() as u64,
         records: entry.records_text(now),
     }
+}
+
+/// Which of what is remembered the kernel has as well. By several routes there may be several answers to a question; the
+/// kernel has the latest.
+fn answers_of_kernel(kernel: &Answers, entries: &[Entry], now: Moment) -> Vec<CachedAnswer> {
+    let mut latest = HashMap::new();
+    for entry in entries.iter().filter(|entry| entry.is_fresh(now)) {
+        let Some(key) = kernel_key(entry) else {
+            continue;
+        };
+        let kept = latest.entry(key).or_insert(entry);
+        if kept.stored() < entry.stored() {
+            *kept = entry;
+        }
+    }
+    let given = latest.into_iter().filter_map(|(key, entry)| {
+        Some(CachedAnswer {
+            hits: kernel.hits(&key)?,
+            bytes: Answers::entry_memory(),
+            ..cached_answer(KERNEL, entry, now)
+        })
+    });
+    given.collect()
 }
 
 /// Makes a change that is not broken off when the client who asked for it hangs up.

@@ -10,6 +10,7 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use interceptor_ebpf::Pass;
 use interceptor_ebpf::answer::{Entry, Parts, Permit};
+use interceptor_ebpf::digest::Secret;
 use interceptor_ebpf::question::Key;
 use nix::time::{ClockId, clock_gettime};
 
@@ -68,7 +69,10 @@ impl Answers {
             permit: Permit::default(),
         };
         if capacity > 0 {
-            state.permit.secret = rand::random();
+            state.permit.secret = Secret {
+                first: rand::random(),
+                stride: rand::random(),
+            };
             state.renew()?;
         }
         Ok(Self {
@@ -84,11 +88,9 @@ impl Answers {
         self.capacity
     }
 
-    /// Kernel memory in bytes that the map takes from the start, about: each element has a header of the kernel's, and
-    /// each bucket, of which there are as many, a head.
+    /// Kernel memory in bytes that the map takes from the start, about.
     pub fn memory(&self) -> u64 {
-        const HEADER: usize = 48 + 16;
-        u64::from(self.capacity) * (size_of::<u64>() + size_of::<Entry>() + HEADER) as u64
+        u64::from(self.capacity) * Self::entry_memory()
     }
 
     /// What holds at the moment; to be taken before an answer is looked up or asked for.
@@ -120,10 +122,18 @@ impl Answers {
         self.reading.keys().take(capacity).flatten().count() as u64
     }
 
-    /// How often the kernel has given the answer to `key`; `None` where it has none.
+    /// How often the kernel has given the answer to `key`; `None` where it has none, or one that is outdated.
     pub fn hits(&self, key: &Key) -> Option<u64> {
-        let Plain(entry) = self.reading.get(&place(key, self.state().permit), 0).ok()?;
-        entry.is_of(key).then_some(entry.hits)
+        let permit = self.state().permit;
+        let Plain(entry) = self.reading.get(&place(key, permit), 0).ok()?;
+        (entry.is_of(key) && entry.generation == permit.generation).then_some(entry.hits)
+    }
+
+    /// Kernel memory in bytes that an answer takes.
+    pub fn entry_memory() -> u64 {
+        // Its own header, and that of a bucket, of which there are as many.
+        const HEADERS: usize = 48 + 16;
+        (size_of::<u64>() + size_of::<Entry>() + HEADERS) as u64
     }
 
     /// Takes the answer to `key` out.

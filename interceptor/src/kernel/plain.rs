@@ -23,7 +23,7 @@ plain! {
     Destination: 20,
     Entry: 776,
     ExactKey: 20,
-    Permit: 16,
+    Permit: 24,
     PortKey: 12,
     PrefixKey: 20,
     RuleCounter: 16,

@@ -1,6 +1,7 @@
 //! What the kernel answers by itself is what user space would have answered, and never what it would no longer.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -13,6 +14,8 @@ use lab::dns::{self, Query};
 use lab::{Capture, Daemon, Lab, PEER_V4, Responder, patience, rounds, until};
 use rand::RngExt as _;
 use rand::seq::IndexedRandom as _;
+use serde_json::Value;
+use tempfile::NamedTempFile;
 
 #[test]
 fn what_was_asked_twice_is_answered_in_the_kernel_and_the_tunnel_sees_nothing() -> Result<()> {
@@ -40,6 +43,46 @@ fn what_was_asked_twice_is_answered_in_the_kernel_and_the_tunnel_sees_nothing() 
     capture.wait_for("ICMP", |packet| packet.protocol == 1)?;
     let leaked = capture.matching(|packet| packet.involves_port(53))?;
     assert_eq!(leaked, Vec::new());
+    Ok(())
+}
+
+#[test]
+fn other_upstreams_and_routes_do_not_keep_the_kernel_from_answering() -> Result<()> {
+    const NAMES: [&str; 2] = ["h1.example.test", "h2.routed.example.test"];
+    let lab = Lab::client_with_tunnel()?;
+    let file = NamedTempFile::new()?;
+    let write = |upstreams: &str| {
+        let text = format!(
+            "[tunnel]\ninterfaces = [\"{}\"]\n[dns]\nupstreams = [{upstreams}]\n\
+             [[route]]\ndomains = [\"routed.example.test\"]\nupstreams = [\"tcp://192.0.2.53\"]\n",
+            lab.tunnel.client_interface()
+        );
+        fs::write(file.path(), text)
+    };
+    write("\"udp://192.0.2.53\"")?;
+    let path = file.path().to_string_lossy();
+    let daemon = Daemon::start(&lab.client, &["--config", &path])?;
+    daemon.wait_attached(lab.tunnel.client_interface())?;
+
+    for upstreams in [None, Some("\"tcp://192.0.2.53\", \"udp://192.0.2.53\"")] {
+        if let Some(upstreams) = upstreams {
+            write(upstreams)?;
+            daemon.ask(&["reload"])?;
+        }
+        for name in NAMES {
+            let line = format!("+notcp @10.30.30.30 {name}");
+            lab.dig(&line)?;
+            lab.dig(&line)?;
+            let before = answered(&daemon)?;
+            lab.dig(&line)?;
+            assert_eq!(answered(&daemon)? - before, 1, "{upstreams:?}: {name}");
+            let kept = daemon.ask(&["cache", "lookup", name, "--json"])?;
+            let kept: Vec<Value> = serde_json::from_str(&kept)?;
+            let by_kernel = kept.iter().filter(|it| it["tier"] == "kernel");
+            let hits: Vec<_> = by_kernel.map(|it| it["hits"].as_u64()).collect();
+            assert!(matches!(hits[..], [Some(1..)]), "{kept:?}");
+        }
+    }
     Ok(())
 }
 
