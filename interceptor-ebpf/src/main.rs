@@ -107,12 +107,23 @@ mod programs {
 
     #[classifier]
     pub fn icept_egress_l3(context: TcContext) -> i32 {
-        egress::<0>(&context)
+        egress::<0, true>(&context)
     }
 
     #[classifier]
     pub fn icept_egress_l2(context: TcContext) -> i32 {
-        egress::<ETHERNET_HEADER>(&context)
+        egress::<ETHERNET_HEADER, true>(&context)
+    }
+
+    /// As `icept_egress_l3` for kernels that are to give no answers, or whose verifier refuses what gives them.
+    #[classifier]
+    pub fn icept_plain_l3(context: TcContext) -> i32 {
+        egress::<0, false>(&context)
+    }
+
+    #[classifier]
+    pub fn icept_plain_l2(context: TcContext) -> i32 {
+        egress::<ETHERNET_HEADER, false>(&context)
     }
 
     #[classifier]
@@ -138,12 +149,15 @@ mod programs {
     }
 
     #[inline(always)]
-    fn egress<const LINK: usize>(context: &TcContext) -> i32 {
+    fn egress<const LINK: usize, const ANSWERS: bool>(context: &TcContext) -> i32 {
         let active = control!(active);
         if !admits::<LINK>(context, active) {
             return TC_ACT_UNSPEC;
         }
         let (skb, bank) = (context.skb.skb, active & 1);
+        if !ANSWERS {
+            return judge::<LINK>(skb, bank, 0);
+        }
         let verdict = answer::<LINK>(skb, bank);
         if verdict < NOT_ANSWERED {
             return verdict;

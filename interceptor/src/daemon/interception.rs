@@ -139,7 +139,7 @@ impl Groundwork {
             .context("cannot follow the host's interfaces")?;
         let mut taps = Taps::new(config, kernel.clone(), &device);
         taps.start(&present)?;
-        if let Some(answers) = &answers {
+        if let Some(answers) = answers.as_ref().filter(|it| it.capacity() > 0) {
             let (entries, mib) = (answers.capacity(), answers.memory() >> 20);
             info!(entries, mib, "the kernel keeps answers");
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +23,8 @@ pub struct Answers {
     /// The same map, for who has no business with the rest of the state.
     reading: HashMap<MapData, u64, Plain<Entry>>,
     passes: PerCpuArray<MapData, u64>,
-    capacity: u32,
+    /// 0 where none are given.
+    capacity: AtomicU32,
 }
 
 struct State {
@@ -79,18 +81,26 @@ impl Answers {
             state: Mutex::new(state),
             reading: HashMap::try_from(reading)?,
             passes: PerCpuArray::try_from(super::take_map(ebpf, "PASSES")?)?,
-            capacity,
+            capacity: AtomicU32::new(capacity),
         })
     }
 
-    /// Answers that there is room for.
+    /// Answers that there is room for; 0 where none are given.
     pub fn capacity(&self) -> u32 {
-        self.capacity
+        self.capacity.load(Ordering::Relaxed)
+    }
+
+    /// Has none given from here on, for programs that cannot.
+    pub(super) fn give_up(&self) -> Result<()> {
+        self.capacity.store(0, Ordering::Relaxed);
+        let mut state = self.state();
+        state.permit.generation = 0;
+        state.tell()
     }
 
     /// Kernel memory in bytes that the map takes from the start, about.
     pub fn memory(&self) -> u64 {
-        u64::from(self.capacity) * Self::entry_memory()
+        u64::from(self.capacity()) * Self::entry_memory()
     }
 
     /// What holds at the moment; to be taken before an answer is looked up or asked for.
@@ -118,7 +128,7 @@ impl Answers {
 
     /// Answers in the map, those that have expired or are outdated included. Goes through all of them.
     pub fn count(&self) -> u64 {
-        let capacity = self.capacity as usize;
+        let capacity = self.capacity() as usize;
         self.reading.keys().take(capacity).flatten().count() as u64
     }
 
@@ -146,7 +156,7 @@ impl Answers {
 
     /// Makes every answer there is unusable, in one write.
     pub fn forget_all(&self) -> Result<()> {
-        if self.capacity == 0 {
+        if self.capacity() == 0 {
             return Ok(());
         }
         self.state().renew()
@@ -171,6 +181,10 @@ impl Answers {
 impl State {
     fn renew(&mut self) -> Result<()> {
         self.permit.generation = rand::random_range(1..=u64::MAX);
+        self.tell()
+    }
+
+    fn tell(&mut self) -> Result<()> {
         self.global
             .set(0, Plain(self.permit), 0)
             .context("cannot tell the kernel that its answers are outdated")

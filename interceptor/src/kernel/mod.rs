@@ -112,6 +112,8 @@ pub struct TestRun {
 pub enum Program {
     /// The classifier.
     Egress(LinkLayer),
+    /// The classifier without the kernel's answers.
+    PlainEgress(LinkLayer),
     /// The way back of replies.
     Return(LinkLayer),
     /// Does nothing; what a run costs at least.
@@ -191,6 +193,25 @@ impl Kernel {
         Ok(())
     }
 
+    /// The classifier for interfaces of this layer, loaded. Where the kernel refuses the one that answers, there is a
+    /// warning, and none answers any more.
+    fn egress(&mut self, layer: LinkLayer) -> Result<Program> {
+        let (answering, plain) = (Program::Egress(layer), Program::PlainEgress(layer));
+        let object = self.object.as_deref();
+        if self.answers.capacity() == 0 {
+            return Ok(plain);
+        }
+        let Err(refusal) = classifier(&mut self.ebpf, object, answering) else {
+            return Ok(answering);
+        };
+        if classifier(&mut self.ebpf, object, plain).is_err() {
+            return Err(refusal);
+        }
+        warn!("the kernel gives no answers by itself, so the daemon gives them all: {refusal:#}");
+        self.answers.give_up()?;
+        Ok(plain)
+    }
+
     /// Taps the egress of an interface.
     ///
     /// Fails also when another interface has taken the name meanwhile.
@@ -201,11 +222,8 @@ impl Kernel {
         layer: LinkLayer,
         mode: AttachMode,
     ) -> Result<Attached> {
-        let program = classifier(
-            &mut self.ebpf,
-            self.object.as_deref(),
-            Program::Egress(layer),
-        )?;
+        let egress = self.egress(layer)?;
+        let program = classifier(&mut self.ebpf, self.object.as_deref(), egress)?;
         let tap = Tap::attach(
             program,
             name,
@@ -461,9 +479,11 @@ impl fmt::Display for Attached {
 }
 
 impl Program {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 7] = [
         Self::Egress(LinkLayer::Ip),
         Self::Egress(LinkLayer::Ethernet),
+        Self::PlainEgress(LinkLayer::Ip),
+        Self::PlainEgress(LinkLayer::Ethernet),
         Self::Return(LinkLayer::Ip),
         Self::Return(LinkLayer::Ethernet),
         Self::Empty,
@@ -473,6 +493,8 @@ impl Program {
         match self {
             Self::Egress(LinkLayer::Ip) => "icept_egress_l3",
             Self::Egress(LinkLayer::Ethernet) => "icept_egress_l2",
+            Self::PlainEgress(LinkLayer::Ip) => "icept_plain_l3",
+            Self::PlainEgress(LinkLayer::Ethernet) => "icept_plain_l2",
             Self::Return(LinkLayer::Ip) => "icept_return_l3",
             Self::Return(LinkLayer::Ethernet) => "icept_return_l2",
             Self::Empty => "icept_empty",
@@ -481,7 +503,11 @@ impl Program {
 }
 
 fn remove_leftovers(name: &str, index: u32, is_alive: impl Fn(u32) -> bool) -> io::Result<()> {
-    let ours = [LinkLayer::Ip, LinkLayer::Ethernet].map(|layer| Program::Egress(layer).name());
+    let ours = [Program::Egress, Program::PlainEgress]
+        .into_iter()
+        .flat_map(|program| [LinkLayer::Ip, LinkLayer::Ethernet].map(program))
+        .map(Program::name)
+        .collect::<Vec<_>>();
     let filters = clsact::egress_programs(index)?;
     let dead = filters
         .iter()

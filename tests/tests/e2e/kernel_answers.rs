@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use lab::dns::{self, Query};
 use lab::{Capture, Daemon, Lab, PEER_V4, Responder, patience, rounds, until};
+use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
 use rand::RngExt as _;
 use rand::seq::IndexedRandom as _;
 use serde_json::Value;
@@ -83,6 +84,40 @@ fn other_upstreams_and_routes_do_not_keep_the_kernel_from_answering() -> Result<
             assert!(matches!(hits[..], [Some(1..)]), "{kept:?}");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn where_the_kernel_refuses_what_answers_it_is_said_once_and_all_is_answered() -> Result<()> {
+    // A call of a function that no kernel has.
+    const REFUSED: [u8; 8] = [0x85, 0, 0, 0, 0xff, 0xff, 0xff, 0x7f];
+    const OBJECT: &str = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../interceptor/bpf/interceptor.o"
+    );
+    let lab = Lab::client_with_tunnel()?;
+    let mut object = fs::read(OBJECT)?;
+    for at in places_of_function(&object, "programs6answer")? {
+        object[at..at + REFUSED.len()].copy_from_slice(&REFUSED);
+    }
+    let file = NamedTempFile::new()?;
+    fs::write(file.path(), object)?;
+    let path = file.path().to_string_lossy();
+    let daemon = lab.daemon(&["--bpf-object", &path])?;
+
+    for _ in 0..3 {
+        let reply = lab.dig("+notcp @10.30.30.30 www.example.test")?;
+        assert!(reply.contains("192.0.2.80"), "{reply}");
+    }
+
+    assert_eq!(answered(&daemon)?, 0);
+    let log = daemon.log();
+    assert_eq!(
+        log.matches("gives no answers by itself").count(),
+        1,
+        "{log}"
+    );
+    assert!(!log.contains("the kernel keeps answers"), "{log}");
     Ok(())
 }
 
@@ -345,6 +380,27 @@ fn daemon_at(lab: &Lab, upstream: &str) -> Result<Daemon> {
     let daemon = Daemon::start(&lab.client, &["-i", interface, "--upstream", upstream])?;
     daemon.wait_attached(interface)?;
     Ok(daemon)
+}
+
+/// Where in an object's file the functions begin whose symbols contain `name`.
+fn places_of_function(object: &[u8], name: &str) -> Result<Vec<usize>> {
+    let file = object::File::parse(object)?;
+    let mut places = Vec::new();
+    for symbol in file.symbols().filter(|it| it.kind() == SymbolKind::Text) {
+        if !symbol.name()?.contains(name) {
+            continue;
+        }
+        let index = symbol
+            .section_index()
+            .context("a function without section")?;
+        let (start, _) = file
+            .section_by_index(index)?
+            .file_range()
+            .context("a section that is not in the file")?;
+        places.push(usize::try_from(start + symbol.address())?);
+    }
+    ensure!(!places.is_empty(), "no function {name}");
+    Ok(places)
 }
 
 fn drop_invalid(lab: &Lab) -> Result<()> {
