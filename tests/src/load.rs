@@ -13,7 +13,7 @@ use crate::dns::{self, Query};
 use crate::namespace::Namespace;
 use crate::responder::Responder;
 use crate::unbound::{HOST_NAMES, host_address};
-use crate::wait::{receive, until};
+use crate::wait::{receive, rounds, until};
 
 /// Closed-loop load on one server; each thread asks, waits for the answer, checks it, and asks again.
 #[derive(Debug)]
@@ -84,9 +84,9 @@ impl Load {
         Ok(load)
     }
 
-    /// Waits until `more` further queries came to an end.
-    pub fn progress(&self, more: u64) -> Result<()> {
-        let goal = self.answered.load(Ordering::Relaxed) + more;
+    /// Waits until `more` further queries came to an end, fewer on slow machines.
+    pub fn progress(&self, more: u32) -> Result<()> {
+        let goal = self.answered.load(Ordering::Relaxed) + u64::from(rounds(more));
         until("the load makes progress", || {
             (self.answered.load(Ordering::Relaxed) >= goal).then_some(())
         })

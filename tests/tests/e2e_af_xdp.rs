@@ -1,4 +1,7 @@
 //! End to end once more, with the AF_XDP reader: `lab::reader()` goes by this binary's name.
+//!
+//! Left out are `listen`, which has ordinary sockets instead of a reader, `query`, which asks the daemon by its socket, and
+//! `readers`, whose tests name the reader themselves.
 
 #[path = "e2e/answers.rs"]
 mod answers;
@@ -6,16 +9,30 @@ mod answers;
 mod attaching;
 #[path = "e2e/bad_input.rs"]
 mod bad_input;
+#[path = "e2e/bootstrap.rs"]
+mod bootstrap;
 #[path = "e2e/bypass.rs"]
 mod bypass;
 #[path = "e2e/cache.rs"]
 mod cache;
+#[path = "e2e/chaos/mod.rs"]
+mod chaos;
 #[path = "e2e/device.rs"]
 mod device;
+#[path = "e2e/doctor.rs"]
+mod doctor;
+#[path = "e2e/encrypted.rs"]
+mod encrypted;
+#[path = "e2e/groups.rs"]
+mod groups;
 #[path = "e2e/icmp.rs"]
 mod icmp;
+#[path = "e2e/kernel_answers.rs"]
+mod kernel_answers;
 #[path = "e2e/lifecycle.rs"]
 mod lifecycle;
+#[path = "e2e/names.rs"]
+mod names;
 #[path = "e2e/queues.rs"]
 mod queues;
 #[path = "e2e/reload.rs"]
@@ -26,6 +43,8 @@ mod routes;
 mod routing;
 #[path = "e2e/rules.rs"]
 mod rules;
+#[path = "e2e/shared_cache.rs"]
+mod shared_cache;
 #[path = "e2e/tcp.rs"]
 mod tcp;
 #[path = "e2e/tunnel.rs"]

@@ -271,6 +271,28 @@ fn a_store_that_hangs_is_left_alone_and_taken_up_again() -> Result<()> {
 }
 
 #[test]
+fn a_store_that_answers_late_costs_no_query() -> Result<()> {
+    let fleet = Fleet::new()?;
+    let redis = fleet.store(&[])?;
+    let _upstream = fleet.upstream()?;
+    let machine = fleet.machine("one", "")?;
+    let load = Names::start(&machine, 4)?;
+
+    for _ in 0..20 {
+        redis.freeze()?;
+        // Longer than a query waits for the store, and shorter than what looks like a dead connection.
+        thread::sleep(Duration::from_millis(60));
+        redis.thaw()?;
+        load.progress(20)?;
+    }
+
+    assert_eq!(load.stop()?, Vec::<String>::new());
+    let missed = machine.counter("timeouts")? + machine.counter("skipped")?;
+    assert!(missed > 0, "{:#}", machine.tier()?);
+    machine.wait_connected()
+}
+
+#[test]
 fn a_store_that_is_away_at_the_start_is_waited_for_by_nobody() -> Result<()> {
     let fleet = Fleet::new()?;
     let _upstream = fleet.upstream()?;
