@@ -15,7 +15,7 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use crate::bench::{Bench, Effort};
 use crate::load::names::{Kind, Names};
-use crate::load::{Outcome, Pace, Plan, Transport};
+use crate::load::{Outcome, Pace, Plan, Silence, Transport};
 use crate::peers::{BpfStatistics, Meter, Running, Stage, Subject, TunnelKind, Variant, Way};
 use crate::progress::Progress;
 use crate::reader::{IDLE, SETTLING};
@@ -24,15 +24,17 @@ use crate::report::{Better, Label};
 pub(crate) const NAME: &str = "scale";
 
 pub(crate) const METHOD: &str = "\
-The daemon on a bare TUN, asked for names that it has been asked for before. `start` is the time from the program's start \
-until its rules are in force. `memory` is what is resident (VmRSS). Rules are random addresses in 10.0.0.0/8, given in \
-a configuration file; latency is that of one query in flight over UDP, and CPU, as in `answer`, that of 32. \
-Names are in memory, none of them in the kernel (`--kernel-cache off --cache-size 1GiB`): each is asked for once, and \
-then all of them in turn, neighbours far apart. `memory per name` is what becomes resident while 200,000 names are asked \
-for, by that number, of the daemon and of unbound as a forwarder to the same authority. \
-Clients are TCP connections that are kept, each with one query in flight; `[tcp] max_connections` is 6,000. `idle CPU` is \
-over ten seconds. Over time: UDP with 64 queries in flight for ten minutes (a quick run: twelve seconds), memory \
-read at intervals.";
+The daemon on a bare TUN, asked for names that it has been asked for before, by UDP such that the kernel answers. \
+`start` is the time from the program's start until its rules are in force. `memory` is what is resident (VmRSS). \
+Rules are random addresses in 10.0.0.0/8, given in a configuration file; latency is that of one query in flight over \
+UDP, and CPU, as in `answer`, that of 32. Names are in memory, none of them in the kernel (`--kernel-cache off \
+--cache-size 1GiB`): each is asked for once, and then all of them in turn, neighbours far apart. `memory per name` \
+is what becomes resident while 200,000 names are asked for, by that number, of the daemon and of unbound as a \
+forwarder to the same authority. Clients are TCP connections that are kept, each with one query in flight; `[tcp] \
+max_connections` is 6,000. `idle CPU` is over ten seconds. Over time: ten minutes (a quick run: twelve seconds) of a \
+daemon that answers everything in user space (`--kernel-cache off --cache-size 4MiB`, which the names that nobody \
+has asked for fill at once), in turn by UDP for known names, by UDP for new ones, and by TCP on kept connections, 64 \
+queries in flight; memory and answers are read at intervals.";
 
 const SUBJECT: &str = "interceptor";
 const RULES: [usize; 5] = [1, 10, 100, 1_000, 10_000];
@@ -264,10 +266,11 @@ fn memory_per_name(stage: &mut Stage, subject: Subject) -> Result<f64> {
 
 /// Asks for the next `count` names, and a few more.
 fn fill(stage: &Stage, running: &Running, count: u32, names: &mut Names) -> Result<()> {
-    let mut answered = 0;
+    let (mut answered, mut silence) = (0, Silence::default());
     for _ in 0..FILLING_MAX {
         let (udp, slice) = (Transport::Udp, Duration::from_millis(200));
         let outcome = load(stage, running, udp, (4, 8), slice, names)?;
+        silence.note(&outcome)?;
         answered += outcome.answered;
         if answered >= u64::from(count) {
             return Ok(());
@@ -290,7 +293,11 @@ fn over_time(
     let share = 100.0 * spent.as_secs_f64() / IDLE.as_secs_f64();
     add(bench, "idle", "idle CPU", "% of a core", share);
     add(bench, "idle", "memory", "MiB", resident(&running)?);
-    let mut names = Names::new(Kind::Known);
+    drop(running);
+
+    let running = stage.bare(&["--kernel-cache", "off", "--cache-size", "4MiB"])?;
+    let (mut known, mut new) = (Names::new(Kind::Known), Names::new(Kind::Unique));
+    let slice = extent.interval / 3;
     for sample in 1..=extent.samples {
         if bench.interrupted() {
             return Ok(());
@@ -298,14 +305,19 @@ fn over_time(
         let seconds = extent.interval.as_secs() * sample as u64;
         let case = format!("full load, {seconds} seconds");
         progress.step(&case);
-        load(
-            stage,
-            &running,
-            Transport::Udp,
-            (4, 16),
-            extent.interval,
-            &mut names,
-        )?;
+        let (udp, window) = (Transport::Udp, (4, 16));
+        let outcomes = [
+            load(stage, &running, udp, window, slice, &mut known)?,
+            load(stage, &running, udp, window, slice, &mut new)?,
+            load(stage, &running, Transport::Tcp, (64, 1), slice, &mut known)?,
+        ];
+        let answered: u64 = outcomes.iter().map(|it| it.answered).sum();
+        anyhow::ensure!(answered > 0, "no answers");
+        bench_throughput(
+            bench,
+            &case,
+            answered as f64 / extent.interval.as_secs_f64(),
+        );
         add(bench, &case, "memory", "MiB", resident(&running)?);
     }
     Ok(())

@@ -10,7 +10,7 @@ use lab::{Scratch, Software, finish};
 use crate::bench::{Bench, Effort};
 use crate::load::direct::Protocol;
 use crate::load::names::{HOSTS, Kind, Names};
-use crate::load::{Outcome, Pace, Plan, Transport, float};
+use crate::load::{Outcome, Pace, Plan, Silence, Transport, float};
 use crate::peers::{BpfStatistics, Distance, Running, Stage, Subject, Way};
 use crate::progress::Progress;
 use crate::report::{Better, Label, Series};
@@ -382,9 +382,10 @@ impl Session<'_> {
             Kind::Many(count) => 2 * u64::from(count),
         };
         let (clients, window) = self.case.cost;
-        let mut answered = 0;
+        let (mut answered, mut silence) = (0, Silence::default());
         for _ in 0..WARMING {
             let outcome = self.load(clients, window, Duration::from_millis(40), names)?;
+            silence.note(&outcome)?;
             answered += outcome.answered;
             if answered >= enough {
                 return Ok(());

@@ -12,7 +12,7 @@ mod udp;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use hdrhistogram::Histogram;
 use lab::Namespace;
 
@@ -77,6 +77,22 @@ pub(crate) struct Outcome {
     in_time: u64,
     begin: Instant,
     end: Instant,
+}
+
+/// How many loads in a row have had no answer at all.
+#[derive(Debug, Default)]
+pub(crate) struct Silence(u32);
+
+impl Silence {
+    /// Fails when there have been several: whoever is asked has died, or hangs.
+    pub(crate) fn note(&mut self, outcome: &Outcome) -> Result<()> {
+        const ENOUGH: u32 = 4;
+
+        let Self(count) = self;
+        *count = if outcome.answered == 0 { *count + 1 } else { 0 };
+        ensure!(*count < ENOUGH, "nobody answers");
+        Ok(())
+    }
 }
 
 impl Plan<'_> {
