@@ -16,10 +16,7 @@ fn a_filter_says_which_reader_device_it_leads_to() {
         let [filter] = filters.as_slice() else {
             panic!("one filter: {filters:?}");
         };
-        assert_eq!(
-            (filter.name.as_str(), filter.handle),
-            ("icept_egress_l2", 9)
-        );
+        assert_eq!((filter.name.as_str(), filter.handle), ("icept_plain_l2", 9));
     });
 }
 
