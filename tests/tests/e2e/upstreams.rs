@@ -1,10 +1,13 @@
 //! Forwarding: failures, forgeries and late replies of upstreams, and an answer in every case.
 
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, anyhow};
 use lab::dns::{self, ResponseCode};
-use lab::{Daemon, Lab, Responder};
+use lab::{Daemon, Lab, Responder, patience};
 
 #[test]
 fn dead_upstreams_give_servfail_with_an_extended_error() -> Result<()> {
@@ -131,6 +134,46 @@ fn forged_and_broken_replies_do_not_end_the_wait_for_the_real_one() -> Result<()
         assert_eq!(answer.trim(), Responder::FAR_ANSWER.to_string());
     }
     Ok(())
+}
+
+#[test]
+fn replies_from_other_addresses_and_ports_than_were_asked_are_nobodys() -> Result<()> {
+    const QUERIES: usize = 10;
+    let lab = Lab::client_with_tunnel()?;
+    lab.net.run("ip address add 192.0.2.55/24 dev eth0")?;
+    let upstream = lab.net.udp("192.0.2.54:53".parse()?)?;
+    let forgers = [
+        lab.net.udp("192.0.2.55:53".parse()?)?,
+        lab.net.udp("192.0.2.54:5353".parse()?)?,
+    ];
+    upstream.set_read_timeout(Some(patience()))?;
+    let forged = Ipv4Addr::new(203, 0, 113, 66);
+    let _daemon = daemon(&lab, &["udp://192.0.2.54"], &["--attempt-timeout", "10s"])?;
+
+    thread::scope(|scope| {
+        let answering = scope.spawn(|| -> Result<()> {
+            let mut buffer = [0; 512];
+            for _ in 0..QUERIES {
+                let (length, client) = upstream.recv_from(&mut buffer)?;
+                let reply = |address| dns::address_reply(&buffer[..length], address);
+                // Right in everything but where they come from, and long before the real one.
+                for forger in &forgers {
+                    forger.send_to(&reply(forged).context("no query")?, client)?;
+                }
+                thread::sleep(Duration::from_millis(20));
+                upstream.send_to(&reply(Responder::FAR_ANSWER).context("no query")?, client)?;
+            }
+            Ok(())
+        });
+        for number in 0..QUERIES {
+            let name = format!("forged{number}.example.test");
+            let answer = lab.dig(&format!("+short @10.30.30.30 {name}"))?;
+            assert_eq!(answer.trim(), Responder::FAR_ANSWER.to_string());
+        }
+        answering
+            .join()
+            .map_err(|_| anyhow!("the upstream panicked"))?
+    })
 }
 
 #[test]
