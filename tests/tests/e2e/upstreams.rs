@@ -148,7 +148,7 @@ fn replies_from_other_addresses_and_ports_than_were_asked_are_nobodys() -> Resul
     ];
     upstream.set_read_timeout(Some(patience()))?;
     let forged = Ipv4Addr::new(203, 0, 113, 66);
-    let _daemon = daemon(&lab, &["udp://192.0.2.54"], &["--attempt-timeout", "10s"])?;
+    let _daemon = daemon(&lab, &["udp://192.0.2.54"], &["--attempt-timeout", "4s"])?;
 
     thread::scope(|scope| {
         let answering = scope.spawn(|| -> Result<()> {
