@@ -21,8 +21,8 @@ use crate::service::{Directory, Service};
 /// The standard port of DNS (RFC 1035 §4.2).
 const DNS_PORT: u16 = 53;
 
-/// How long packets that the kernel has sent here may be on their way.
-const UNDERWAY: Duration = Duration::from_secs(1);
+/// How long packets that the kernel has sent here may be on their way, on a machine that has too much to do as well.
+const UNDERWAY: Duration = Duration::from_secs(5);
 
 /// The rules, and who obeys them.
 pub(super) struct Rulebook {

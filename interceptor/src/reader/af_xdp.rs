@@ -43,8 +43,9 @@ const NAMES: u32 = 1000;
 /// once; the task that takes them is one.
 const MOST_QUEUES: u32 = 8;
 
-/// How long the kernel may take to clear away the device of a daemon that was killed, or sockets that were closed.
-const LEAVING: Duration = Duration::from_secs(2);
+/// How long the kernel may take to clear away the device of a daemon that was killed, or sockets that were closed. Network
+/// namespaces wait for one another to be taken down.
+const LEAVING: Duration = Duration::from_secs(10);
 
 /// How long the kernel is given when it takes no more packets just now.
 const RESPITE: Duration = Duration::from_millis(1);
