@@ -58,6 +58,7 @@ pub async fn run(config: Config, inherited: Inherited, reloads: Reloads) -> Resu
     let mut signals = Signals::new()?;
     let socket = control_socket(&config).await?;
     let mut daemon = Daemon::start(&config, inherited).await?;
+    check::warn_of_plain_text(&config.dns);
     let stop = CancellationToken::new();
     let reloader = Arc::new(Reloader::new(daemon.parts.clone(), reloads, config));
     let backend = DaemonBackend::new(daemon.parts.clone(), Arc::clone(&reloader));

@@ -232,14 +232,13 @@ impl Outside<'_> {
     }
 }
 
-/// Whether what is sent to `address` arrives at `listen`, as far as that can be known by looking at both.
+/// Whether what is sent to `address` arrives at `listen`, with the addresses that the host has now.
 fn arrives(address: SocketAddr, listen: &Listen) -> bool {
-    let at = listen.address;
-    let is_own = at.ip() == address.ip()
-        || at.ip().is_unspecified()
-            && at.is_ipv4() == address.is_ipv4()
-            && address.ip().is_loopback();
-    is_own && at.port() == address.port()
+    let own = OwnPlaces {
+        addresses: Vec::new(),
+        listeners: vec![listen.address],
+    };
+    own.include(address)
 }
 
 fn route(

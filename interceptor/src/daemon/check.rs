@@ -7,10 +7,12 @@ use std::io::{self, Read as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use tracing::warn;
+
 use crate::bypass::Bypass;
 use crate::config::{Config, Finding, Level};
-
 use crate::control::{self, BindError};
+use crate::dns::DnsConfig;
 use crate::kernel::Capability;
 use crate::net::{Link, NoSuchInterface, links, routes, wireguard};
 use crate::reader::{self, NameError};
@@ -52,6 +54,13 @@ pub async fn check(config: &Config) -> Vec<Finding> {
     findings.extend(upstreams(config, &tunnels, &bypass).await);
     findings.extend(outlook::outlook(config, &bypass));
     findings
+}
+
+/// Warns of groups and routes in which an encrypted upstream that fails is replaced by one in plain text.
+pub(super) fn warn_of_plain_text(config: &DnsConfig) {
+    for group in config.half_encrypted() {
+        warn!("{}", outlook::in_plain_text(&group));
+    }
 }
 
 /// What is doubtful about the shared cache, which is not connected to here.

@@ -13,6 +13,7 @@ use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
 use tokio::task::block_in_place;
 use tracing::{info, warn};
 
+use super::check::warn_of_plain_text;
 use super::interception::Interception;
 use super::names::Loaded;
 use super::rulebook::Difference;
@@ -104,6 +105,9 @@ impl Reloader {
             && let Some(interception) = &self.parts.interception
         {
             interception.review().await;
+        }
+        if after.dns.half_encrypted() != config.dns.half_encrypted() {
+            warn_of_plain_text(&after.dns);
         }
         *config = after;
         Ok(plan.changes)

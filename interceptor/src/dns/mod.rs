@@ -119,7 +119,29 @@ impl DnsConfig {
         ways
     }
 
-    /// The same, and those who resolve their names, which can be there more than once.
+    /// The groups and routes, as their keys name them, of which one upstream is asked in plain text where another one that
+    /// is asked by encryption fails.
+    pub fn half_encrypted(&self) -> Vec<String> {
+        let is_mixed = |upstreams: &[UpstreamUrl]| {
+            let mut plain = upstreams
+                .iter()
+                .map(|it| !matches!(it, UpstreamUrl::Encrypted(_)));
+            plain.clone().any(|it| it) && !plain.all(|it| it)
+        };
+        let default = is_mixed(&self.upstreams).then(|| "dns.upstreams".to_owned());
+        let groups = self.groups.iter().filter(|it| is_mixed(&it.upstreams));
+        let groups = groups.map(|it| format!("group {}", it.name));
+        let routes = self.routes.iter().filter_map(|route| match &route.target {
+            Target::Upstreams(upstreams) if is_mixed(upstreams) => {
+                let domain = route.domains.first()?;
+                Some(format!("the route of {domain}"))
+            }
+            _ => None,
+        });
+        default.into_iter().chain(groups).chain(routes).collect()
+    }
+
+    /// The upstreams with the ways to them, and those who resolve their names, which can be there more than once.
     pub fn ways(&self) -> Vec<(UpstreamUrl, Via)> {
         let mut ways = self.upstream_ways();
         let named = ways.iter().filter(|(url, _)| url.unresolved().is_some());

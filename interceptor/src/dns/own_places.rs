@@ -1,6 +1,9 @@
 //! Where this daemon itself answers: what an upstream's name must not lead to, because queries would come back.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
+
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::SockaddrStorage;
 
 /// Virtual addresses and listeners.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,9 +26,19 @@ impl OwnPlaces {
     }
 }
 
-/// Whether an address is the host's own; only those can be bound to (ip(7)).
+/// Whether an address is the host's own, as far as its interfaces tell.
 fn is_local(ip: IpAddr) -> bool {
-    UdpSocket::bind(SocketAddr::new(ip, 0)).is_ok()
+    let has_it = || {
+        let interfaces = getifaddrs().ok()?;
+        let mut addresses = interfaces.filter_map(|it| address(&it.address?));
+        Some(addresses.any(|own| own == ip))
+    };
+    ip.is_loopback() || has_it().unwrap_or(false)
+}
+
+fn address(socket: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = socket.as_sockaddr_in().map(|it| it.ip().into());
+    v4.or_else(|| socket.as_sockaddr_in6().map(|it| it.ip().into()))
 }
 
 #[cfg(test)]

@@ -82,6 +82,24 @@ fn check_finds_what_would_stop_run() -> Result<()> {
 }
 
 #[test]
+fn an_upstream_at_an_address_of_the_host_is_a_loop_where_all_of_them_are_listened_at() -> Result<()>
+{
+    let namespace = Namespace::new("bad")?;
+    namespace.run("ip link set lo up")?;
+    namespace.run("ip address add 192.0.2.9/32 dev lo")?;
+
+    for (upstream, code) in [("udp://192.0.2.9:5353", 2), ("udp://192.0.2.10:5353", 0)] {
+        let listen = ["check", "--listen", "0.0.0.0:5353", "--upstream", upstream];
+        let exit = interceptor(&namespace, &listen)?;
+
+        assert_eq!(exit.code, Some(code), "{exit:?}");
+        let is_loop = exit.stderr.contains("where this daemon itself listens");
+        assert_eq!(is_loop, code == 2, "{exit:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn check_says_how_upstreams_would_be_asked_who_would_be_answered_and_which_certificates_are_old()
 -> Result<()> {
     let namespace = Namespace::new("bad")?;
@@ -122,6 +140,7 @@ fn check_says_how_upstreams_would_be_asked_who_would_be_answered_and_which_certi
     for line in [
         "over TLS at 192.0.2.54:853, by the host's routes; its certificate must be for dns.example and signed by an \
          authority in",
+        "dns.upstreams: where its encrypted upstreams fail, its others are asked in plain text",
         "and have the pinned key",
         "# info: upstream udp://192.0.2.53 would be asked over UDP (TCP where an answer is truncated) at 192.0.2.53:53, \
          by the host's routes, in plain text",

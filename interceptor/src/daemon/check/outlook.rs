@@ -19,6 +19,8 @@ pub(super) fn outlook(config: &Config, bypass: &Bypass) -> Vec<Finding> {
         let way = way(&via, bypass);
         findings.extend(upstream(&url, &way, config, now));
     }
+    let mixed = config.dns.half_encrypted();
+    findings.extend(mixed.iter().map(|it| warning(in_plain_text(it))));
     for listen in &config.listens {
         findings.extend(listener(listen, now));
     }
@@ -28,6 +30,16 @@ pub(super) fn outlook(config: &Config, bypass: &Bypass) -> Vec<Finding> {
         findings.extend(concerns.map(|it| warning(format!("shared cache: {it}"))));
     }
     findings
+}
+
+/// What is doubtful about a group, or a route with upstreams of its own, that is [`DnsConfig::half_encrypted`].
+///
+/// [`DnsConfig::half_encrypted`]: crate::dns::DnsConfig::half_encrypted
+pub(super) fn in_plain_text(group: &str) -> String {
+    format!(
+        "{group}: where its encrypted upstreams fail, its others are asked in plain text; leave those out if nobody is to read \
+         the queries"
+    )
 }
 
 fn upstream(url: &UpstreamUrl, way: &str, config: &Config, now: SystemTime) -> Vec<Finding> {
