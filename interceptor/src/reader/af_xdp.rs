@@ -497,15 +497,12 @@ async fn wait_until_free(name: &str) -> Result<(), NameError> {
             Err(NameError::Taken(name)) if since.elapsed() < LEAVING => NameError::Taken(name),
             other => return other,
         };
-        let is_ours = matches!(
-            links::find(name).await,
-            Ok(Some(Link {
-                link_layer: LinkLayer::Ethernet { mac: NEAR_MAC },
-                ..
-            }))
-        );
-        if !is_ours {
-            return Err(taken);
+        let ours = LinkLayer::Ethernet { mac: NEAR_MAC };
+        match links::find(name).await {
+            Ok(Some(Link { link_layer, .. })) if link_layer == ours => {}
+            // It may just have gone.
+            Ok(None) => {}
+            _ => return Err(taken),
         }
         sleep(RESPITE).await;
     }
