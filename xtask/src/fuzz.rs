@@ -16,9 +16,30 @@ const BOUNDS: [&str; 4] = [
     "-seed=30303030",
 ];
 
+/// What builds libFuzzer.
+const COMPILER: [&str; 1] = ["g++"];
+
+/// Checks the fuzz targets, which are a workspace of their own, without the fuzzer's instrumentation.
+pub(crate) fn lint() -> anyhow::Result<()> {
+    packages::ensure(&COMPILER, "checking the fuzz targets")?;
+    let mut clippy = command::cargo();
+    clippy
+        .current_dir(workspace::root()?)
+        .args([
+            "clippy",
+            "--manifest-path",
+            "tests/fuzz/Cargo.toml",
+            "--locked",
+        ])
+        .arg("--target-dir")
+        .arg(workspace::target()?)
+        .args(["--", "-Dwarnings"]);
+    command::run(&mut clippy)
+}
+
 /// Runs the fuzz targets whose name contains the filter.
 pub(crate) fn run(filter: Option<&str>) -> anyhow::Result<()> {
-    packages::ensure(&["g++"], "fuzzing")?;
+    packages::ensure(&COMPILER, "fuzzing")?;
     let cargo_fuzz = tools::CARGO_FUZZ.ensure()?;
     let root = workspace::root()?;
     let folder = workspace::target()?.join("fuzz");

@@ -1,6 +1,6 @@
 //! `lint`: everything that can be checked without running the daemon.
 
-use crate::{build_ebpf, command, licences, workspace};
+use crate::{build_ebpf, command, fuzz, licences, workspace};
 
 pub(crate) fn run() -> anyhow::Result<()> {
     let root = workspace::root()?;
@@ -26,6 +26,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         "-Dwarnings",
     ];
     command::run(&mut cargo(&clippy))?;
+    fuzz::lint()?;
     let doc = [
         "doc",
         "--workspace",

@@ -38,11 +38,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if !command::is_root() {
         tests.env(runner_variable(&workspace::host_triple()?), "sudo -E");
     }
-    command::run(&mut tests)?;
+    let passed = command::run(&mut tests);
     if options.no_fuzz {
-        return Ok(());
+        return passed;
     }
-    fuzz::run(options.filter.as_deref())
+    // Fuzzing says what it finds even where a test failed.
+    let fuzzed = fuzz::run(options.filter.as_deref());
+    passed.and(fuzzed)
 }
 
 /// The variable by which cargo learns what runs the test binaries.

@@ -4,6 +4,7 @@
 use interceptor::dns::query::Query;
 use interceptor::dns::wire::HEADER_LEN;
 use interceptor_ebpf::answer::{Entry, Parts, Permit};
+use interceptor_ebpf::digest::Secret;
 use interceptor_ebpf::question::{Key, QUERY_AT, QUERY_ROOM, Question};
 use interceptor_ebpf::words::Words;
 use libfuzzer_sys::fuzz_target;
@@ -36,7 +37,10 @@ fuzz_target!(|bytes: &[u8]| {
 fn answer(bytes: &[u8], key: &Key, question: &Question) {
     let permit = Permit {
         generation: 1,
-        secret: 2,
+        secret: Secret {
+            first: 2,
+            stride: 3,
+        },
     };
     let ttls: Vec<usize> = bytes.iter().take(4).map(|at| usize::from(*at)).collect();
     let parts = Parts {
@@ -51,7 +55,8 @@ fn answer(bytes: &[u8], key: &Key, question: &Question) {
     let Some(mut entry) = Entry::new(key, permit, &parts) else {
         return;
     };
-    let seal = entry.computed_seal(key, question.name, permit.secret);
+    assert!(entry.is_of(key));
+    let seal = entry.computed_seal(key.digest(question.name, permit.secret));
     assert_eq!(seal, entry.seal);
     entry.count_down(u64::MAX);
     let length = entry.finish(question);
