@@ -1,6 +1,6 @@
 //! The programs' global data, written by the daemon while they run.
 
-use crate::filter::{Head, WORDS};
+use crate::filter::Filter;
 use crate::flow::Path;
 
 /// The mark of packets that were redirected to the reader device, whose egress may be tapped as well. Nothing after
@@ -29,10 +29,8 @@ pub struct Control {
     pub ethernet: u32,
     /// Where replies go whose flow is not remembered.
     pub path: Path,
-    /// What each bank's prefilter looks at.
-    pub heads: [Head; 2],
-    /// Each bank's bitmap. Heads and bitmaps are powers of two in size, so that a bank is found by shifting.
-    pub bits: [[u64; WORDS]; 2],
+    /// Each bank's prefilter.
+    pub filters: [Filter; 2],
 }
 
 impl Control {
@@ -53,7 +51,6 @@ impl Control {
             header: [0; 14],
             padding: [0; 2],
         },
-        heads: [Head::EMPTY; 2],
-        bits: [[0; WORDS]; 2],
+        filters: [Filter::EMPTY; 2],
     };
 }

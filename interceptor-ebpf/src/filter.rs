@@ -17,6 +17,7 @@ pub const MAX_SPREAD: u64 = 4096;
 
 /// A bitmap indexed by a hash of the destination's leading bits, and a word of port bits for rules that take any
 /// destination.
+#[repr(C)]
 #[derive(Clone, Debug)]
 pub struct Filter {
     /// What to look at.
@@ -49,6 +50,19 @@ impl Head {
         v6_mask: [0; 2],
         any_ports: 0,
     };
+
+    /// The bit for a destination.
+    pub fn bit(&self, destination: IpAddr) -> usize {
+        match destination {
+            IpAddr::V4(address) => {
+                Filter::v4_bit(u32::from_ne_bytes(address.octets()) & self.v4_mask)
+            }
+            IpAddr::V6(address) => {
+                let [first, second] = v6_words(address.octets());
+                Filter::v6_bit([first & self.v6_mask[0], second & self.v6_mask[1]])
+            }
+        }
+    }
 }
 
 impl Filter {
@@ -59,17 +73,16 @@ impl Filter {
         bits: [0; WORDS],
     };
 
-    /// The bit for an IPv4 destination, given in memory order, under `mask`.
+    /// The bit for those bits of an IPv4 destination that count, in memory order; the others are 0.
     #[inline(always)]
-    pub const fn v4_bit(mask: u32, destination: u32) -> usize {
-        ((destination & mask).wrapping_mul(0x9e37_79b1) >> (32 - BITS_LOG2)) as usize
+    pub const fn v4_bit(masked: u32) -> usize {
+        (masked.wrapping_mul(0x9e37_79b1) >> (32 - BITS_LOG2)) as usize
     }
 
-    /// The bit for an IPv6 destination, given in memory order, under `mask`.
+    /// The bit for those bits of an IPv6 destination that count, in memory order; the others are 0.
     #[inline(always)]
-    pub const fn v6_bit(mask: [u64; 2], destination: [u64; 2]) -> usize {
-        let folded = (destination[0] & mask[0]) ^ (destination[1] & mask[1]);
-        (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - BITS_LOG2)) as usize
+    pub const fn v6_bit(masked: [u64; 2]) -> usize {
+        ((masked[0] ^ masked[1]).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - BITS_LOG2)) as usize
     }
 
     /// Whether bit `index` is set in `word`, the word that holds it.
@@ -84,8 +97,8 @@ impl Filter {
         any_ports >> (port & 63) & 1 != 0
     }
 
-    /// Whether the headers of a packet without IPv4 options or IPv6 extension headers can have a port at all; other
-    /// packets need a full parse.
+    /// Whether a port follows the header that names this protocol; if not, one may follow a later header, which needs a
+    /// full parse.
     #[inline(always)]
     pub const fn has_ports(protocol: u8) -> bool {
         matches!(protocol, protocol::TCP | protocol::UDP)
@@ -107,12 +120,7 @@ impl Filter {
     ///
     /// What the kernel program does with the packet's own bytes.
     pub fn admits(&self, destination: IpAddr, port: Option<u16>) -> bool {
-        let index = match destination {
-            IpAddr::V4(address) => {
-                Self::v4_bit(self.head.v4_mask, u32::from_ne_bytes(address.octets()))
-            }
-            IpAddr::V6(address) => Self::v6_bit(self.head.v6_mask, v6_words(address.octets())),
-        };
+        let index = self.head.bit(destination);
         let word = self.bits.get(index >> 6).copied().unwrap_or(0);
         Self::is_set(word, index)
             || port.is_some_and(|port| Self::port_is_set(self.head.any_ports, port))
@@ -175,7 +183,7 @@ mod tests {
         let mut filter = Box::new(Filter::EMPTY);
         filter.head.v4_mask = u32::MAX;
         filter.head.v6_mask = [u64::MAX; 2];
-        set_v4(&mut filter, Ipv4Addr::new(10, 30, 30, 30));
+        filter.set(filter.head.bit(Ipv4Addr::new(10, 30, 30, 30).into()));
         let admitted = (0..100_000_u32)
             .filter(|bits| filter.admits(Ipv4Addr::from_bits(bits * 40_503).into(), None))
             .count();
@@ -203,8 +211,8 @@ mod tests {
             filter.head.v4_mask = u32::from_ne_bytes(v4_mask.to_be_bytes());
             filter.head.v6_mask = v6_words(v6_mask.to_be_bytes());
             for (v4, v6) in &networks {
-                set_v4(&mut filter, Ipv4Addr::from_bits(v4 & v4_mask));
-                set_v6(&mut filter, Ipv6Addr::from_bits(v6 & v6_mask));
+                filter.set(filter.head.bit(Ipv4Addr::from_bits(v4 & v4_mask).into()));
+                filter.set(filter.head.bit(Ipv6Addr::from_bits(v6 & v6_mask).into()));
             }
             for (v4, v6) in networks {
                 let v4 = v4 & v4_mask | host_bits as u32 & !v4_mask;
@@ -215,21 +223,9 @@ mod tests {
         }
 
         #[test]
-        fn every_hash_has_its_bit_in_the_bitmap(v4: [u32; 2], v6: [u64; 4]) {
-            prop_assert!(Filter::v4_bit(v4[0], v4[1]) >> 6 < WORDS);
-            prop_assert!(Filter::v6_bit([v6[0], v6[1]], [v6[2], v6[3]]) >> 6 < WORDS);
+        fn every_hash_has_its_bit_in_the_bitmap(v4: u32, v6: [u64; 2]) {
+            prop_assert!(Filter::v4_bit(v4) >> 6 < WORDS);
+            prop_assert!(Filter::v6_bit(v6) >> 6 < WORDS);
         }
-    }
-
-    fn set_v4(filter: &mut Filter, address: Ipv4Addr) {
-        let destination = u32::from_ne_bytes(address.octets());
-        filter.set(Filter::v4_bit(filter.head.v4_mask, destination));
-    }
-
-    fn set_v6(filter: &mut Filter, address: Ipv6Addr) {
-        filter.set(Filter::v6_bit(
-            filter.head.v6_mask,
-            v6_words(address.octets()),
-        ));
     }
 }

@@ -148,28 +148,25 @@ mod programs {
         TC_ACT_UNSPEC
     }
 
+    /// The way of almost every packet, and so without any call after which it would need its registers again: those which
+    /// calls preserve have to be saved at the beginning.
     #[inline(always)]
     fn egress<const LINK: usize, const ANSWERS: bool>(context: &TcContext) -> i32 {
         let active = control!(active);
-        if !admits::<LINK>(context, active) {
-            return TC_ACT_UNSPEC;
+        if admits::<LINK>(context, active) {
+            inspect::<LINK, ANSWERS>(context.skb.skb, active)
+        } else {
+            TC_ACT_UNSPEC
         }
-        let (skb, bank) = (context.skb.skb, active & 1);
-        if !ANSWERS {
-            return judge::<LINK>(skb, bank, 0);
-        }
-        let verdict = answer::<LINK>(skb, bank);
-        if verdict < NOT_ANSWERED {
-            return verdict;
-        }
-        judge::<LINK>(skb, bank, (verdict - NOT_ANSWERED) as u32)
     }
 
     /// The prefilter: false when no rule can match. Reads the packet directly, at fixed offsets, in words: the kernel
     /// aligns the IP header to four bytes, and the verifier refuses what the processor could not load.
     #[inline(always)]
     fn admits<const LINK: usize>(context: &TcContext, active: u32) -> bool {
-        let bank = (active & 1) as usize;
+        let skb = context.skb.skb;
+        // SAFETY: a place inside a static; nothing is read yet.
+        let filter = unsafe { &raw const CONTROL.filters[(active & 1) as usize] };
         let data = context.data();
         let end = context.data_end();
         let ip = data + LINK;
@@ -187,47 +184,80 @@ mod programs {
                 _ => 0,
             }
         };
-        let index = match version {
-            4 => {
-                // SAFETY: within the bounds checked above.
-                let destination = unsafe { *((ip + 16) as *const u32) };
-                Filter::v4_bit(control!(heads[bank].v4_mask), destination)
-            }
-            6 => {
-                if ip + 44 > end {
-                    return true;
+        // SAFETY: within the bounds checked above, and as in `control`.
+        unsafe {
+            match version {
+                4 => {
+                    let mask = ptr::read_volatile(&raw const (*filter).head.v4_mask);
+                    let destination = *((ip + 16) as *const u32);
+                    if is_set(filter, Filter::v4_bit(destination & mask)) {
+                        return true;
+                    }
+                    active & ANY_PORTS != 0 && admits_port::<LINK, true>(skb, filter)
                 }
-                // SAFETY: within the bounds checked above.
-                let destination =
-                    unsafe { [*((ip + 24) as *const u64), *((ip + 32) as *const u64)] };
-                Filter::v6_bit(control!(heads[bank].v6_mask), destination)
+                6 => {
+                    if ip + 44 > end {
+                        return true;
+                    }
+                    let mask = &raw const (*filter).head.v6_mask;
+                    let mask = |word: usize| ptr::read_volatile(&raw const (*mask)[word]);
+                    let first = *((ip + 24) as *const u64) & mask(0);
+                    let second = *((ip + 32) as *const u64) & mask(1);
+                    if is_set(filter, Filter::v6_bit([first, second])) {
+                        return true;
+                    }
+                    active & ANY_PORTS != 0 && admits_port::<LINK, false>(skb, filter)
+                }
+                _ => LINK == 0,
             }
-            _ => return LINK == 0,
-        };
-        if Filter::is_set(control!(bits[bank][index >> 6]), index) {
-            return true;
         }
-        if active & ANY_PORTS == 0 {
-            return false;
-        }
-        let any_ports = control!(heads[bank].any_ports);
-        // SAFETY: within the bounds checked above, for each version.
-        let (plain, protocol, port) = unsafe {
-            if version == 4 {
-                let first = *(ip as *const u8);
-                (
-                    first == 0x45,
-                    *((ip + 9) as *const u8),
-                    *((ip + 22) as *const u16),
-                )
-            } else {
-                (true, *((ip + 6) as *const u8), *((ip + 42) as *const u16))
+    }
+
+    /// Whether that bit of the prefilter is set.
+    #[inline(always)]
+    unsafe fn is_set(filter: *const Filter, index: usize) -> bool {
+        // SAFETY: inside the bitmap, whatever the index, and as in `control`.
+        let word = unsafe { ptr::read_volatile(&raw const (*filter).bits[index >> 6]) };
+        Filter::is_set(word, index)
+    }
+
+    /// Whether a rule for any destination may take the packet, by its port. Looks for the packet afresh: where it is would
+    /// have to be kept in a register that every other packet's way had to save.
+    #[inline(always)]
+    unsafe fn admits_port<const LINK: usize, const V4: bool>(
+        skb: *mut __sk_buff,
+        filter: *const Filter,
+    ) -> bool {
+        // SAFETY: the program's own context; the packet is read within its bounds; and as in `control`.
+        unsafe {
+            let ip = ptr::read_volatile(&raw const (*skb).data) as usize + LINK;
+            let end = ptr::read_volatile(&raw const (*skb).data_end) as usize;
+            let (protocol, port) = if V4 { (9, 22) } else { (6, 42) };
+            if ip + port + 2 > end || V4 && *(ip as *const u8) != 0x45 {
+                return true;
             }
-        };
-        if !plain || protocol::is_extension_header(protocol) {
-            return true;
+            let protocol = *((ip + protocol) as *const u8);
+            if !Filter::has_ports(protocol) {
+                // Perhaps behind another header; not worth finding out here.
+                return true;
+            }
+            let any_ports = ptr::read_volatile(&raw const (*filter).head.any_ports);
+            Filter::port_is_set(any_ports, u16::from_be(*((ip + port) as *const u16)))
         }
-        Filter::has_ports(protocol) && Filter::port_is_set(any_ports, u16::from_be(port))
+    }
+
+    /// A function of its own in the kernel too, as [`judge`].
+    #[inline(never)]
+    fn inspect<const LINK: usize, const ANSWERS: bool>(skb: *mut __sk_buff, active: u32) -> i32 {
+        let bank = active & 1;
+        if !ANSWERS {
+            return judge::<LINK>(skb, bank, 0);
+        }
+        let verdict = answer::<LINK>(skb, bank);
+        if verdict < NOT_ANSWERED {
+            return verdict;
+        }
+        judge::<LINK>(skb, bank, (verdict - NOT_ANSWERED) as u32)
     }
 
     /// A function of its own in the kernel too, so that packets which do not get here pay nothing for its stack.

@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 
 use interceptor::kernel::{Kernel, LinkLayer, Program};
 use interceptor::rules::{Compiled, Destination, Rule, RuleId, RuleSet, ServiceName};
+use interceptor_ebpf::filter::Filter;
 use interceptor_ebpf::{ETHERNET_HEADER, Reason, classify, protocol};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -187,12 +188,14 @@ fn admits(rules: &Compiled, frame: &[u8], link: usize) -> bool {
         }
         _ => return true,
     };
-    if rules.filter.admits(destination, None) || !plain || protocol::is_extension_header(number) {
+    if rules.filter.admits(destination, None) {
         return true;
     }
+    if rules.filter.head.any_ports == 0 {
+        return false;
+    }
     let port = u16::from_be_bytes([ip[port_at], ip[port_at + 1]]);
-    let port = matches!(number, protocol::TCP | protocol::UDP).then_some(port);
-    rules.filter.admits(destination, port)
+    !plain || !Filter::has_ports(number) || rules.filter.admits(destination, Some(port))
 }
 
 fn difference(

@@ -63,8 +63,7 @@ impl Tables {
     /// Makes `rules`, which were staged last, the ones that count.
     pub(super) fn switch(&mut self, rules: &Compiled) -> Result<()> {
         let next = self.next();
-        self.control.heads[next as usize] = rules.filter.head;
-        self.control.bits[next as usize] = rules.filter.bits;
+        self.control.filters[next as usize].clone_from(&rules.filter);
         self.write_global()?;
         let any_ports = rules.filter.head.any_ports != 0;
         self.control.active = next | if any_ports { ANY_PORTS } else { 0 };

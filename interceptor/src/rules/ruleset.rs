@@ -389,10 +389,7 @@ fn filter(set: &RuleSet) -> Box<Filter> {
             let shift = 32 - u32::from(granularity);
             let part = u32::try_from(part << shift).unwrap_or(0);
             let address = Ipv4Addr::from_bits(net.network().to_bits() | part);
-            filter.set(Filter::v4_bit(
-                filter.head.v4_mask,
-                u32::from_ne_bytes(address.octets()),
-            ));
+            filter.set(filter.head.bit(address.into()));
         }
     }
 
@@ -406,10 +403,7 @@ fn filter(set: &RuleSet) -> Box<Filter> {
         for part in 0..1_u128 << spread {
             let part = part.checked_shl(128 - u32::from(granularity)).unwrap_or(0);
             let address = Ipv6Addr::from_bits(net.network().to_bits() | part);
-            filter.set(Filter::v6_bit(
-                filter.head.v6_mask,
-                v6_words(address.octets()),
-            ));
+            filter.set(filter.head.bit(address.into()));
         }
     }
     filter
