@@ -20,7 +20,7 @@ fn rules_added_and_removed_under_load_misjudge_no_packet() -> Result<()> {
     let staying_tcp = Load::tcp(&lab.client, Lab::dns_v6(), 1)?;
     let unrelated_load = Load::udp(&lab.client, SocketAddr::new(unrelated, 53), 1)?;
     let toggled_load = Load::udp(&lab.client, SocketAddr::new(toggled, 53), 1)?;
-    for _ in 0..40 {
+    for _ in 0..lab::rounds(40) {
         let id = daemon.rule_add(&["10.30.30.31"])?;
         toggled_load.progress(5)?;
         let prefix = daemon.rule_add(&["10.30.99.0/24", "--protocol", "udp"])?;
