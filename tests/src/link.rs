@@ -17,21 +17,24 @@ pub struct VethEnd<'a> {
 
 /// Connects two namespaces by a veth pair, both ends up with their addresses.
 pub fn veth(left: VethEnd<'_>, right: VethEnd<'_>) -> Result<()> {
-    left.namespace.run(&format!(
-        "ip link add {} type veth peer name {} netns {}",
+    let pair = format!(
+        "link add {} type veth peer name {} netns {}",
         left.name,
         right.name,
         right.namespace.name()
-    ))?;
-    for end in [left, right] {
-        for address in end.addresses {
+    );
+    left.namespace.ip(&[vec![pair], left.up()].concat())?;
+    right.namespace.ip(&right.up())
+}
+
+impl VethEnd<'_> {
+    /// What `ip` does to bring it up.
+    fn up(&self) -> Vec<String> {
+        let name = self.name;
+        let addresses = self.addresses.iter().map(|address| {
             let nodad = if address.contains(':') { "nodad" } else { "" };
-            end.namespace.run(&format!(
-                "ip address add {address} dev {} {nodad}",
-                end.name
-            ))?;
-        }
-        end.namespace.run(&format!("ip link set {} up", end.name))?;
+            format!("address add {address} dev {name} {nodad}")
+        });
+        addresses.chain([format!("link set {name} up")]).collect()
     }
-    Ok(())
 }

@@ -1,18 +1,24 @@
 //! Network namespaces with unique names, removed when dropped.
+//!
+//! A lab is mostly set-up, and where processors are emulated each process that sets something up takes a tenth of a
+//! second: what can be done without one is, and `ip` takes many lines at once.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket};
-use std::path::Path;
-use std::process::{self, Command};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use nix::sched::{CloneFlags, setns};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
@@ -41,7 +47,7 @@ impl Namespace {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{number}-{role}", process::id());
         add(&name)?;
-        let path = Path::new(DIRECTORY).join(&name);
+        let path = path_of(&name);
         let handle = match File::open(&path) {
             Ok(handle) => handle,
             Err(error) => {
@@ -98,6 +104,13 @@ impl Namespace {
 
     /// Runs a command line, split at white space, inside and gives its output.
     pub fn run(&self, line: &str) -> Result<String> {
+        let program = line.split_whitespace().next();
+        if program.is_some_and(looks_at_the_network_only) && self.prelude.is_empty() {
+            let mut words = line.split_whitespace();
+            let mut command = Command::new(words.next().unwrap_or_default());
+            command.args(words);
+            return self.enter(|| output_of(command))?;
+        }
         output_of(self.line(line)?)
     }
 
@@ -106,7 +119,6 @@ impl Namespace {
         let mut words = line.split_whitespace();
         let program = words.next().context("an empty command line")?;
         let mut command = if program == "ip" {
-            // One process less: half of the lab's own work where processes are slow to start.
             let mut command = Command::new(program);
             command.args(["-netns", &self.name]);
             command
@@ -115,6 +127,31 @@ impl Namespace {
         };
         command.args(words);
         Ok(command)
+    }
+
+    /// Has one `ip` do several things inside, each as `ip` would be given it; the first that fails is an error.
+    pub fn ip(&self, lines: &[String]) -> Result<()> {
+        let mut command = Command::new("ip");
+        command
+            .args(["-netns", &self.name, "-batch", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().context("cannot run `ip`")?;
+        let mut input = child.stdin.take().context("`ip` has no standard input")?;
+        // Where it ends early, it says why.
+        let _ = input.write_all((lines.join("\n") + "\n").as_bytes());
+        drop(input);
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!(
+                "`ip` in {} failed: {}, of: {}",
+                self.name,
+                String::from_utf8_lossy(&output.stderr).trim(),
+                lines.join("; ")
+            );
+        }
+        Ok(())
     }
 
     /// Runs `work` on a thread inside; sockets it makes belong to the namespace wherever they are used.
@@ -234,13 +271,35 @@ fn creator(name: &str) -> Option<u32> {
 }
 
 fn add(name: &str) -> Result<()> {
-    // The first `ip netns add` of a machine changes how its directory is mounted, which must not happen twice at once.
-    static ADDING: Mutex<()> = Mutex::new(());
-    let _guard = ADDING.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut command = Command::new("ip");
-    command.args(["netns", "add", name]);
-    output_of(command)?;
-    Ok(())
+    static ADDING: Mutex<bool> = Mutex::new(false);
+    let mut prepared = ADDING.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*prepared {
+        // The first `ip netns add` of a machine changes how its directory is mounted, which must not happen twice at once.
+        let mut command = Command::new("ip");
+        command.args(["netns", "add", name]);
+        output_of(command)?;
+        *prepared = true;
+        return Ok(());
+    }
+    let path = path_of(name);
+    File::create_new(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    let made = thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            let ours = Some("/proc/thread-self/ns/net");
+            mount(ours, &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        });
+        thread.join().map_err(|_| anyhow!("the thread panicked"))
+    });
+    made?.with_context(|| {
+        let _ = fs::remove_file(&path);
+        format!("cannot make namespace {name}")
+    })
+}
+
+/// Whether a program does without the `/sys` that `ip netns exec` mounts for a namespace.
+fn looks_at_the_network_only(program: &str) -> bool {
+    matches!(program, "dig" | "kdig" | "nft" | "ping" | "wg")
 }
 
 /// Ends what runs in namespace `name` and removes it; nothing can be done about failures, and the next sweep tries again.
@@ -258,19 +317,32 @@ fn remove(name: &str) {
         }
         alive.is_empty().then_some(())
     });
-    let _ = Command::new("ip").args(["netns", "del", name]).output();
+    let path = path_of(name);
+    let _ = umount2(&path, MntFlags::MNT_DETACH);
+    let _ = fs::remove_file(&path);
 }
 
+/// The processes in namespace `name` other than this one.
 fn occupants(name: &str) -> Vec<u32> {
-    let mut command = Command::new("ip");
-    command.args(["netns", "pids", name]);
-    let Ok(pids) = output_of(command) else {
+    let Ok(namespace) = fs::metadata(path_of(name)) else {
         return Vec::new();
     };
-    pids.split_whitespace()
-        .filter_map(|pid| pid.parse().ok())
+    let is_in_it = |pid: &u32| {
+        let of = fs::metadata(format!("/proc/{pid}/ns/net"));
+        of.is_ok_and(|of| (of.dev(), of.ino()) == (namespace.dev(), namespace.ino()))
+    };
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|pid| *pid != process::id())
+        .filter(is_in_it)
         .collect()
+}
+
+fn path_of(name: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(name)
 }
 
 fn is_zombie(pid: u32) -> bool {

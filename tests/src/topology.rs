@@ -226,10 +226,11 @@ pub(crate) fn connect(client: &Namespace, net: &Namespace, peer: &Namespace) -> 
             addresses: &["198.51.100.1/24"],
         },
     )?;
-    net.run(&format!("ip address add {FAR_V4}/32 dev lo"))?;
-    client.run("ip route add default via 192.0.2.53")?;
-    client.run("ip -6 route add default via 2001:db8:2::53")?;
-    Ok(())
+    net.ip(&[format!("address add {FAR_V4}/32 dev lo")])?;
+    client.ip(&[
+        "route add default via 192.0.2.53".to_owned(),
+        "route add default via 2001:db8:2::53".to_owned(),
+    ])
 }
 
 /// The mark and table that wg-quick takes: the port number of WireGuard.

@@ -77,7 +77,7 @@ impl WgQuick {
         connect(&client, &net, &peer)?;
         let resolver = Unbound::start(&net, &[RESOLVER_V4, RESOLVER_V6, FAR_V4])?;
 
-        let key = Key::generate(&peer)?;
+        let key = Key::generate()?;
         let far_end = FarEnd::up(
             &peer,
             PORT,

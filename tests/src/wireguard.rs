@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, Result, bail};
+use data_encoding::BASE64;
+use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::namespace::Namespace;
 use crate::process::Process;
@@ -48,7 +50,7 @@ pub struct Tunnel {
 impl Tunnel {
     /// Brings up both ends.
     pub fn up(plan: TunnelPlan) -> Result<Self> {
-        let client_key = Key::generate(&plan.client)?;
+        let client_key = Key::generate()?;
         let port = plan
             .endpoint
             .rsplit_once(':')
@@ -124,11 +126,7 @@ impl Tunnel {
             plan.endpoint,
             plan.allowed,
         ))?;
-        end.configure(plan.client_addresses)?;
-        for route in plan.routes {
-            plan.client
-                .run(&format!("ip route add {route} dev {name}"))?;
-        }
+        end.configure(plan.client_addresses, plan.routes)?;
         self.client = Some(end);
         Ok(())
     }
@@ -150,7 +148,7 @@ impl FarEnd {
         client_key: &str,
         client_addresses: &[&str],
     ) -> Result<Self> {
-        let key = Key::generate(namespace)?;
+        let key = Key::generate()?;
         let end = End::create(namespace, &unique_name('p'))?;
         namespace.run(&format!(
             "wg set {} private-key {} listen-port {port} peer {client_key} allowed-ips {}",
@@ -158,7 +156,7 @@ impl FarEnd {
             key.file.display(),
             host_prefixes(client_addresses),
         ))?;
-        end.configure(addresses)?;
+        end.configure(addresses, &[])?;
         Ok(Self { end, key })
     }
 
@@ -204,15 +202,17 @@ impl End {
         })
     }
 
-    fn configure(&self, addresses: &[&str]) -> Result<()> {
-        let Self {
-            name, namespace, ..
-        } = self;
+    fn configure(&self, addresses: &[&str], routes: &[&str]) -> Result<()> {
+        let name = &self.name;
+        let mut lines = Vec::new();
         for address in addresses {
-            namespace.run(&format!("ip address add {address} dev {name}"))?;
+            lines.push(format!("address add {address} dev {name}"));
         }
-        namespace.run(&format!("ip link set {name} mtu 1420 up"))?;
-        Ok(())
+        lines.push(format!("link set {name} mtu 1420 up"));
+        for route in routes {
+            lines.push(format!("route add {route} dev {name}"));
+        }
+        self.namespace.ip(&lines)
     }
 }
 
@@ -277,14 +277,14 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    pub(crate) fn generate(namespace: &Namespace) -> Result<Self> {
+    /// A key as `wg genkey` and `wg pubkey` would give it, without three processes.
+    pub(crate) fn generate() -> Result<Self> {
+        let secret = StaticSecret::from(rand::random::<[u8; 32]>());
+        let public = PublicKey::from(&secret);
         let scratch = Scratch::new()?;
-        let file = scratch.write("private", namespace.run("wg genkey")?)?;
-        let mut command = namespace.command("sh");
-        command.args(["-c", "wg pubkey < \"$1\"", "sh"]).arg(&file);
-        let public = crate::process::output_of(command)?.trim().to_owned();
+        let file = scratch.write("private", BASE64.encode(secret.as_bytes()))?;
         Ok(Self {
-            public,
+            public: BASE64.encode(public.as_bytes()),
             file,
             _scratch: scratch,
         })
