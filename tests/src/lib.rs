@@ -24,6 +24,7 @@ mod restrict;
 mod scratch;
 mod scripted_server;
 mod secure_responder;
+mod sentinel;
 mod snapshot;
 mod sole_tun;
 mod tls_responder;
@@ -53,6 +54,7 @@ pub use restrict::{unprivileged, without_af_xdp, without_bpf, without_namespaces
 pub use scratch::Scratch;
 pub use scripted_server::{Act, ScriptedServer, Transport};
 pub use secure_responder::SecureResponder;
+pub use sentinel::Sentinel;
 pub use snapshot::Snapshot;
 pub use sole_tun::SoleTun;
 pub use tls_responder::{Deed, Seen, TlsResponder};

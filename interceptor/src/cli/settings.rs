@@ -130,7 +130,8 @@ pub(super) struct SettingsArgs {
     #[arg(long, value_name = "SIZE")]
     cache_size: Option<String>,
 
-    /// Redis or Valkey store that other machines share, as redis://192.0.2.1:6379
+    /// Redis or Valkey store that other machines share, as redis://192.0.2.1:6379 or
+    /// redis+sentinel://192.0.2.1,192.0.2.2/mymaster
     #[arg(long, value_name = "URL")]
     shared_cache: Option<String>,
 

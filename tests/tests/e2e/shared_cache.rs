@@ -12,8 +12,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use lab::dns::{self, ResponseCode};
 use lab::{
-    Authority, Daemon, Lab, Namespace, Redis, Responder, Scratch, VethEnd, interceptor, receive,
-    until, veth,
+    Authority, Daemon, Lab, Namespace, Redis, Responder, Scratch, Sentinel, VethEnd, interceptor,
+    receive, until, veth,
 };
 use serde_json::Value;
 
@@ -536,6 +536,146 @@ fn sealed_answers_can_be_read_by_those_who_have_the_key_alone() -> Result<()> {
 }
 
 #[test]
+fn when_the_master_dies_machines_share_through_the_one_that_sentinels_name_next() -> Result<()> {
+    let fleet = Fleet::new()?;
+    let upstream = fleet.upstream()?;
+    let mut watched = Watched::new(&fleet, [&[], &[]], "")?;
+    let (one, other) = (
+        fleet.launch_with("one", &Watched::url(BUDGET))?,
+        fleet.launch_with("other", &Watched::url(BUDGET))?,
+    );
+    let shares = |name: &str| {
+        let (written, seen) = (one.counter("written")?, upstream.seen());
+        one.dig(name)?;
+        one.wait_counter("written", written + 1)?;
+        other.dig(name)?;
+        ensure!(upstream.seen() == seen + 1, "{name} is not shared");
+        anyhow::Ok(())
+    };
+    for machine in [&one, &other] {
+        machine.wait_state("connected to the master at 192.0.2.61:6379")?;
+    }
+    shares("www1.example.test")?;
+
+    watched.servers[0].stop();
+    for machine in [&one, &other] {
+        machine.wait_state("connected to the master at 192.0.2.62:6379")?;
+    }
+
+    shares("www2.example.test")?;
+    let (received, seen) = (other.counter("flushes_received")?, upstream.seen());
+    one.daemon.ask(&["cache", "flush", "www2.example.test"])?;
+    other.wait_counter("flushes_received", received + 1)?;
+    other.dig("www2.example.test")?;
+    assert_eq!(upstream.seen(), seen + 1);
+    let log = one.daemon.log();
+    let url = "redis+sentinel://192.0.2.60:26379,192.0.2.63:26379/mymaster";
+    for line in [
+        format!("shared cache {url}: connected to the master at 192.0.2.61:6379"),
+        format!("shared cache {url}: back, connected to the master at 192.0.2.62:6379"),
+    ] {
+        assert!(log.contains(&line), "{line}:\n{log}");
+    }
+
+    // It becomes a replica of the other.
+    watched.servers[0].restart()?;
+    watched.wait_replica(0)?;
+    shares("www3.example.test")?;
+    one.wait_state("connected to the master at 192.0.2.62:6379")
+}
+
+#[test]
+fn a_master_that_steps_down_is_left_for_its_successor_and_passwords_are_given() -> Result<()> {
+    let fleet = Fleet::new()?;
+    let _upstream = fleet.upstream()?;
+    let guarded = ["--requirepass", "hunter2", "--masterauth", "hunter2"];
+    let lines = "requirepass hunter2\nsentinel auth-pass mymaster hunter2";
+    let watched = Watched::new(&fleet, [&guarded, &guarded], lines)?;
+    let file = fleet.secret("password", "hunter2\n", 0o600)?;
+    let with_password = format!("{BUDGET}password_file = \"{}\"\n", file.display());
+    let one = fleet.launch_with("one", &Watched::url(&with_password))?;
+    let stranger = fleet.launch_with("stranger", &Watched::url(BUDGET))?;
+    one.wait_state("connected to the master at 192.0.2.61:6379")?;
+    stranger.wait_state("192.0.2.63:26379: it wants a password")?;
+
+    until("the sentinel has another take over", || {
+        let command = ["SENTINEL", "FAILOVER", Sentinel::MASTER];
+        let answer = watched.ask_sentinel(&command).ok()?;
+        answer.contains("OK").then_some(())
+    })?;
+
+    one.wait_state("connected to the master at 192.0.2.62:6379")?;
+    one.dig("www.example.test")?;
+    one.wait_counter("written", 1)?;
+    let said = one.daemon.log() + &one.daemon.ask(&["status", "--json"])?;
+    assert!(!said.contains("hunter2"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn what_sentinels_name_is_used_as_long_as_it_is_a_master() -> Result<()> {
+    let fleet = Fleet::new()?;
+    let _upstream = fleet.upstream()?;
+    let watched = Watched::new(&fleet, [&[], &[]], "")?;
+    let one = fleet.launch_with("one", &Watched::url(BUDGET))?;
+    one.wait_state("connected to the master at 192.0.2.61:6379")?;
+
+    // Neither does that end connections, nor do sentinels notice it soon.
+    watched.servers[0].ask(&["REPLICAOF", "192.0.2.69", "6379"])?;
+    assert!(one.dig("www1.example.test")?.contains("198.18.0.1"));
+
+    one.wait_state("but that is a replica")?;
+    assert!(one.dig("www2.example.test")?.contains("198.18.0.1"));
+    watched.servers[0].ask(&["REPLICAOF", "NO", "ONE"])?;
+    one.wait_state("connected to the master at 192.0.2.6")
+}
+
+#[test]
+fn sentinels_that_know_no_such_master_are_said_to_and_cost_no_query() -> Result<()> {
+    let fleet = Fleet::new()?;
+    let _upstream = fleet.upstream()?;
+    let _watched = Watched::new(&fleet, [&[], &[]], "")?;
+    let url = "url = \"redis+sentinel://192.0.2.60,192.0.2.63/other\"\n";
+    let one = fleet.launch_with("one", url)?;
+    one.wait_state("no sentinel says where the master `other` is")?;
+    one.wait_state("192.0.2.63:26379: it knows no such master")?;
+    assert!(one.dig("www.example.test")?.contains("198.18.0.1"));
+    Ok(())
+}
+
+#[test]
+fn over_tls_sentinels_and_the_master_must_show_certificates() -> Result<()> {
+    let fleet = Fleet::new()?;
+    let _upstream = fleet.upstream()?;
+    let authority = Authority::new("Lab CA")?;
+    let identity = authority.issue(&["redis.lab.test"])?;
+    let _redis = Redis::with_tls(&fleet.net, STORE, &authority, &identity)?;
+    let lines = format!(
+        "tls-port 26380\ntls-cert-file {}\ntls-key-file {}\ntls-ca-cert-file {}\n\
+         tls-auth-clients no\ntls-replication yes",
+        identity.certificate.display(),
+        identity.key.display(),
+        authority.file().display()
+    );
+    let _sentinel = Sentinel::start(&fleet.net, STORE, (STORE, 6380).into(), &lines)?;
+    let ca = authority.file().display();
+    let settings = |name: &str| {
+        let url = format!("rediss+sentinel://{STORE}:26380/mymaster#{name}");
+        format!("url = \"{url}\"\nca = \"{ca}\"\n{BUDGET}")
+    };
+
+    let right = fleet.launch_with("right", &settings("redis.lab.test"))?;
+    right.wait_state("connected to the master at 192.0.2.53:6380")?;
+    right.dig("www.example.test")?;
+    right.wait_counter("written", 1)?;
+
+    let wrong = fleet.launch_with("wrong", &settings("other.lab.test"))?;
+    wrong.wait_state("192.0.2.53:26380: ")?;
+    assert!(wrong.dig("www.example.test")?.contains("198.18.0.1"));
+    Ok(())
+}
+
+#[test]
 fn the_store_is_reached_by_a_unix_socket_too() -> Result<()> {
     let fleet = Fleet::new()?;
     let socket = fleet.scratch.path("redis.sock");
@@ -602,6 +742,11 @@ fn settings_that_cannot_be_are_told_in_one_line_without_a_password() -> Result<(
         exit.stdout.contains("redis://fleet:***@192.0.2.1:6379/0"),
         "{exit:?}"
     );
+    let sentinels = "redis+sentinel://:hunter2@192.0.2.1,192.0.2.2:7000/mymaster";
+    let said = interceptor(&namespace, &["check", "--shared-cache", sentinels])?;
+    let places = "the sentinels at 192.0.2.1:26379, 192.0.2.2:7000 would be asked in turn";
+    assert!(said.stdout.contains(places), "{said:?}");
+    assert!(!said.stdout.contains("hunter2"), "{said:?}");
     assert!(!exit.stdout.contains("hunter2"), "{exit:?}");
     Ok(())
 }
@@ -610,6 +755,13 @@ fn settings_that_cannot_be_are_told_in_one_line_without_a_password() -> Result<(
 struct Fleet {
     net: Arc<Namespace>,
     scratch: Scratch,
+}
+
+/// Two stores, the second a replica of the first, and a sentinel that watches them.
+struct Watched {
+    servers: [Redis; 2],
+    sentinel: Sentinel,
+    passwords: Vec<String>,
 }
 
 /// A host with a daemon and without a tunnel.
@@ -711,6 +863,72 @@ impl Fleet {
             gateway,
             daemon,
         })
+    }
+}
+
+impl Watched {
+    const SERVERS: [&str; 2] = ["192.0.2.61", "192.0.2.62"];
+    const SENTINEL: &str = "192.0.2.63";
+
+    /// Both servers with `options` and the sentinel with `lines` more than usual; returns when the replica is one.
+    fn new(fleet: &Fleet, options: [&[&str]; 2], lines: &str) -> Result<Self> {
+        for address in Self::SERVERS.iter().chain([&Self::SENTINEL]) {
+            let line = format!("ip address add {address}/32 dev lo");
+            fleet.net.run(&line)?;
+        }
+        let [master, replica] = Self::SERVERS;
+        let start = |address: &str, more: &[&str], options: &[&str]| {
+            let announced = ["--replica-announce-ip", address];
+            let options = [&announced[..], more, options].concat();
+            Redis::start(&fleet.net, address.parse()?, &options)
+        };
+        let at_once = ["--repl-diskless-sync-delay", "0"];
+        let first = start(master, &at_once, options[0])?;
+        let replicates = [&at_once[..], &["--replicaof", master, "6379"]].concat();
+        let second = start(replica, &replicates, options[1])?;
+        let sentinel = Self::SENTINEL.parse()?;
+        let place = format!("{master}:{}", Redis::PORT).parse()?;
+        let sentinel = Sentinel::start(&fleet.net, sentinel, place, lines)?;
+        let password = options[0]
+            .iter()
+            .skip_while(|option| **option != "--requirepass")
+            .nth(1);
+        let watched = Self {
+            servers: [first, second],
+            sentinel,
+            passwords: password
+                .into_iter()
+                .flat_map(|word| ["-a".to_owned(), (*word).to_owned()])
+                .collect(),
+        };
+        watched.wait_replica(1)?;
+        until("the sentinel knows the replica", || {
+            let found = watched.ask_sentinel(&["SENTINEL", "REPLICAS", Sentinel::MASTER]);
+            found.ok()?.contains(replica).then_some(())
+        })?;
+        Ok(watched)
+    }
+
+    /// Settings for a machine that asks a sentinel that is not there, and then the one that is.
+    fn url(more: &str) -> String {
+        let sentinel = Self::SENTINEL;
+        format!("url = \"redis+sentinel://192.0.2.60,{sentinel}/mymaster\"\n{more}")
+    }
+
+    /// Waits until that server has what its master has.
+    fn wait_replica(&self, number: usize) -> Result<()> {
+        let passwords = self.passwords.iter().map(String::as_str);
+        let command: Vec<&str> = passwords.chain(["INFO", "replication"]).collect();
+        until("a replica has all of its master", || {
+            let info = self.servers[number].ask(&command).ok()?;
+            info.contains("master_link_status:up").then_some(())
+        })
+    }
+
+    fn ask_sentinel(&self, command: &[&str]) -> Result<String> {
+        let passwords = self.passwords.iter().map(String::as_str);
+        let command: Vec<&str> = passwords.chain(command.iter().copied()).collect();
+        self.sentinel.ask(&command)
     }
 }
 

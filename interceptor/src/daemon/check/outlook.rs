@@ -7,8 +7,8 @@ use std::time::SystemTime;
 use super::{error, info, warning};
 use crate::bypass::Bypass;
 use crate::config::{Config, Finding};
-use crate::dns::Via;
 use crate::dns::upstream::{EncryptedUrl, Roots, Scheme, TlsFileError, Trust, UpstreamUrl};
+use crate::dns::{SharedCacheConfig, Via};
 use crate::listen::{Access, Listen, Speaks};
 
 /// Upstreams by way of `bypass`, listeners and names. Reads files, and asks nobody.
@@ -26,10 +26,25 @@ pub(super) fn outlook(config: &Config, bypass: &Bypass) -> Vec<Finding> {
     }
     findings.extend(names(config));
     if let Some(shared) = &config.dns.shared_cache {
+        findings.extend(sentinels(shared, bypass));
         let concerns = shared.store.concerns(now).into_iter();
         findings.extend(concerns.map(|it| warning(format!("shared cache: {it}"))));
     }
     findings
+}
+
+/// Who would say where the shared cache is, where the configuration does not.
+fn sentinels(shared: &SharedCacheConfig, bypass: &Bypass) -> Option<Finding> {
+    let (master, places) = shared.store.sentinels()?;
+    let way = if shared.bypass {
+        way(&Via::Bypass, bypass)
+    } else {
+        way(&Via::Tunnel, bypass)
+    };
+    Some(info(format!(
+        "shared cache: the sentinels at {} would be asked in turn which server is the master `{master}`, {way}",
+        list(&places)
+    )))
 }
 
 /// What is doubtful about a group, or a route with upstreams of its own, that is [`DnsConfig::half_encrypted`].

@@ -16,9 +16,11 @@ mod breaker;
 mod config;
 mod link;
 mod seal;
+mod sentinel;
 mod value;
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -357,10 +359,12 @@ impl SharedCache {
     pub(in crate::dns) fn counters(&self) -> SharedCounters {
         let inner = &self.inner;
         let meter = &inner.meter;
+        let master = inner.link.load().as_ref().and_then(|link| link.master);
+        let connected = connected(master);
         let state = match (inner.trouble().clone(), inner.is_read_only()) {
             (Some(trouble), _) => format!("left alone: {trouble}"),
-            (None, true) => "connected, but it takes no answers".to_owned(),
-            (None, false) => "connected".to_owned(),
+            (None, true) => format!("{connected}, but it takes no answers"),
+            (None, false) => connected,
         };
         SharedCounters {
             hits: meter.hits.value(),
@@ -494,11 +498,12 @@ impl Inner {
     fn take_up(&self, link: Arc<Link>) {
         self.breaker().close();
         self.is_read_only.store(false, Ordering::Relaxed);
+        let connected = connected(link.master);
         self.link.store(Some(link));
         let store = self.config.store.label();
         match self.trouble().take() {
-            Some(trouble) if trouble == UNTRIED => info!("shared cache {store}: connected"),
-            Some(_) => info!("shared cache {store}: back"),
+            Some(trouble) if trouble == UNTRIED => info!("shared cache {store}: {connected}"),
+            Some(_) => info!("shared cache {store}: back, {connected}"),
             None => {}
         }
     }
@@ -614,14 +619,20 @@ impl Inner {
     /// Notes what came of writing answers. What the store does not take it may still give.
     fn kept(&self, outcomes: Vec<Result<(), Trouble>>) {
         let mut reason = None;
+        let mut is_demoted = false;
         for outcome in outcomes {
             match outcome {
                 Ok(()) => self.meter.written.add(),
                 Err(trouble) => {
                     self.meter.unwritten.add();
+                    is_demoted |= matches!(trouble, Trouble::ReadOnly);
                     reason = Some(words(trouble));
                 }
             }
+        }
+        if is_demoted && self.config.store.sentinels().is_some() {
+            // Another is the master.
+            return self.redial.notify_one();
         }
         self.set_read_only(reason.as_deref());
     }
@@ -669,6 +680,14 @@ impl Inner {
 
     fn trouble(&self) -> MutexGuard<'_, Option<String>> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What there is to say of a connection; `master` is where one was found.
+fn connected(master: Option<SocketAddr>) -> String {
+    match master {
+        Some(place) => format!("connected to the master at {place}"),
+        None => "connected".to_owned(),
     }
 }
 
@@ -806,6 +825,8 @@ async fn write(inner: Arc<Inner>, mut queue: mpsc::Receiver<Writing>) {
 fn words(trouble: Trouble) -> String {
     match trouble {
         Trouble::WrongType => "something else is where a number should be".to_owned(),
+        Trouble::ReadOnly => "it is a replica, or read-only".to_owned(),
+        Trouble::WantsPassword => "it wants a password".to_owned(),
         Trouble::Failed(reason) => reason,
     }
 }

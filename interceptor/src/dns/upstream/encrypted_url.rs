@@ -181,6 +181,15 @@ impl EncryptedUrl {
         is_open
     }
 
+    /// The same for a server that is elsewhere.
+    #[must_use]
+    pub(in crate::dns) fn at(mut self, place: SocketAddr) -> Self {
+        self.host = UrlHost::Address(place.ip());
+        self.port = place.port();
+        self.bootstrap.clear();
+        self
+    }
+
     /// Reads the files that it names, so that a wrong one is known before anything is started. From here on it differs
     /// from the same URL whose files had other contents.
     pub(in crate::dns) fn load_files(&mut self) -> Result<(), TlsFileError> {

@@ -1,11 +1,12 @@
 //! Which store is shared, and how it is used.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
-use std::{fs, io};
+use std::{fs, io, slice};
 
 use thiserror::Error;
 use url::Url;
@@ -15,6 +16,12 @@ use crate::dns::upstream::{EncryptedUrl, Scheme, TlsFileError};
 
 /// Where Redis and Valkey answer unless something else is said.
 const DEFAULT_PORT: u16 = 6379;
+
+/// Where sentinels answer unless something else is said.
+const SENTINEL_PORT: u16 = 26_379;
+
+/// What the scheme of a URL ends with that names sentinels.
+const SENTINEL: &str = "+sentinel";
 
 /// The parameters that a URL without TLS can have.
 const PLAIN_PARAMETER: &str = "bootstrap=";
@@ -42,7 +49,8 @@ pub struct SharedCacheConfig {
     pub bypass: bool,
 }
 
-/// A Redis or Valkey server: `redis://user@192.0.2.1:6379/0`, `rediss://…` with TLS, `unix:///run/redis.sock`.
+/// A Redis or Valkey server: `redis://user@192.0.2.1:6379/0`, `rediss://…` with TLS, `unix:///run/redis.sock`; or the
+/// master among several, which sentinels name: `redis+sentinel://user@192.0.2.1:26379,192.0.2.2:26379/mymaster/0`.
 ///
 /// What follows `?` and `#` is as in the URLs of encrypted upstreams: addresses of host names, pins, authorities, the
 /// client's certificate, and the name that the server's certificate is for.
@@ -64,6 +72,18 @@ pub(super) enum Place {
     Plain(EncryptedUrl),
     Tls(EncryptedUrl),
     Unix(PathBuf),
+    Sentinels(Sentinels),
+}
+
+/// Those who know which server of a store is the master.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Sentinels {
+    /// Where they are, and how they and the master are known with TLS; at least one.
+    pub(super) servers: Vec<EncryptedUrl>,
+    /// Whether they and the master speak TLS.
+    pub(super) is_tls: bool,
+    /// The name that they know the master by.
+    pub(super) master: String,
 }
 
 /// A text that is not printed.
@@ -75,7 +95,8 @@ pub(super) struct Secret(pub(super) String);
 pub enum StoreUrlError {
     /// The scheme is none of ours.
     #[error(
-        "a shared cache is at redis://, rediss://, valkey://, valkeys:// or unix://, not at {0}"
+        "a shared cache is at redis://, rediss://, valkey://, valkeys:// or unix://, or where sentinels say \
+         (redis+sentinel://, rediss+sentinel://), not at {0}"
     )]
     Scheme(String),
     /// It is no URL.
@@ -93,6 +114,22 @@ pub enum StoreUrlError {
     /// The address or the parameters cannot be.
     #[error("{0}")]
     Server(String),
+    /// The sentinels' URL does not say whom they are to name.
+    #[error(
+        "the URL does not say which master; write one such as redis+sentinel://192.0.2.1:26379/mymaster"
+    )]
+    NoMaster,
+    /// Sentinels know no master by such a name.
+    #[error("`{0}` is no master's name; it has letters, digits, `.`, `-` and `_`")]
+    Master(String),
+    /// A sentinel is not named by an address.
+    #[error(
+        "`{0}` is no address, by which sentinels are named, as in redis+sentinel://192.0.2.1,192.0.2.2/mymaster"
+    )]
+    Sentinel(String),
+    /// Sentinels without TLS have no parameters.
+    #[error("{0}+sentinel:// takes no parameters; with TLS it is {0}s+sentinel://")]
+    SentinelParameters(String),
     /// The path of the socket is missing.
     #[error("the URL names no socket; write one such as unix:///run/redis/redis.sock")]
     Socket,
@@ -178,7 +215,20 @@ impl StoreUrl {
 
     /// Whether TLS is spoken.
     pub fn is_encrypted(&self) -> bool {
-        matches!(self.place, Place::Tls(_))
+        match &self.place {
+            Place::Plain(_) | Place::Unix(_) => false,
+            Place::Tls(_) => true,
+            Place::Sentinels(sentinels) => sentinels.is_tls,
+        }
+    }
+
+    /// The name of the master where sentinels say which server that is, and where they are.
+    pub fn sentinels(&self) -> Option<(&str, Vec<SocketAddr>)> {
+        let Place::Sentinels(sentinels) = &self.place else {
+            return None;
+        };
+        let places = sentinels.servers.iter().flat_map(EncryptedUrl::addresses);
+        Some((&sentinels.master, places.collect()))
     }
 
     /// The URL up to the address, without user and password, for logs.
@@ -189,25 +239,39 @@ impl StoreUrl {
     /// Trusts the authorities in `ca` alone; nothing where the URL has named whom to trust already, or does not speak TLS.
     #[must_use]
     pub fn with_ca(mut self, ca: &Path) -> Option<Self> {
-        let Place::Tls(server) = &mut self.place else {
-            return None;
-        };
-        server.set_ca(ca).then_some(self)
+        let is_encrypted = self.is_encrypted();
+        let is_open = self.servers_mut().iter_mut().all(|it| it.set_ca(ca));
+        (is_encrypted && is_open).then_some(self)
     }
 
     /// Reads the files that the URL names; from here on it differs from the same URL whose files had other contents.
     pub fn load_files(&mut self) -> Result<(), TlsFileError> {
-        match &mut self.place {
-            Place::Tls(server) => server.load_files(),
-            Place::Plain(_) | Place::Unix(_) => Ok(()),
+        if !self.is_encrypted() {
+            return Ok(());
         }
+        let servers = self.servers_mut();
+        servers.iter_mut().try_for_each(EncryptedUrl::load_files)
     }
 
     /// What is doubtful at `now` about the certificates that the URL names, a line each.
     pub fn concerns(&self, now: SystemTime) -> Vec<String> {
         match &self.place {
             Place::Tls(server) => server.concerns(now),
-            Place::Plain(_) | Place::Unix(_) => Vec::new(),
+            // All have the same files.
+            Place::Sentinels(Sentinels {
+                is_tls: true,
+                servers,
+                ..
+            }) => servers.first().map_or_else(Vec::new, |it| it.concerns(now)),
+            Place::Plain(_) | Place::Unix(_) | Place::Sentinels(_) => Vec::new(),
+        }
+    }
+
+    fn servers_mut(&mut self) -> &mut [EncryptedUrl] {
+        match &mut self.place {
+            Place::Plain(server) | Place::Tls(server) => slice::from_mut(server),
+            Place::Sentinels(sentinels) => &mut sentinels.servers,
+            Place::Unix(_) => &mut [],
         }
     }
 }
@@ -220,10 +284,13 @@ impl FromStr for StoreUrl {
             return Err(StoreUrlError::Url("it has no scheme".to_owned()));
         };
         let scheme = scheme.to_ascii_lowercase();
-        let is_tls = match scheme.as_str() {
+        if scheme == "unix" {
+            return unix(rest);
+        }
+        let base = scheme.strip_suffix(SENTINEL);
+        let is_tls = match base.unwrap_or(&scheme) {
             "redis" | "valkey" => false,
             "rediss" | "valkeys" => true,
-            "unix" => return unix(rest),
             _ => {
                 return Err(StoreUrlError::Scheme(format!(
                     "{}://",
@@ -231,54 +298,147 @@ impl FromStr for StoreUrl {
                 )));
             }
         };
-        let url = Url::parse(&format!("{scheme}://{rest}"));
-        let url = url.map_err(|error| StoreUrlError::Url(error.to_string()))?;
-        let Some(host) = url.host_str().filter(|host| !host.is_empty()) else {
-            return Err(StoreUrlError::NoAddress);
-        };
-        let query = url.query().unwrap_or_default();
-        let needs_tls = |parameter: &str| !parameter.starts_with(PLAIN_PARAMETER);
-        let is_excessive =
-            url.fragment().is_some() || !query.is_empty() && query.split('&').any(needs_tls);
-        if !is_tls && is_excessive {
-            return Err(StoreUrlError::Parameters(scheme));
+        match base {
+            Some(base) => watched(base, is_tls, rest),
+            None => alone(&scheme, is_tls, rest),
         }
-        let address = format!("{host}:{}", url.port().unwrap_or(DEFAULT_PORT));
-        let question = if query.is_empty() { "" } else { "?" };
-        let fragment = url.fragment().map(|name| format!("#{name}"));
-        let fragment = fragment.unwrap_or_default();
-        // What is left is what the URL of an encrypted upstream is made of.
-        let server = EncryptedUrl::parse(
-            &format!("tls://{address}{question}{query}{fragment}"),
-            Scheme::Tls,
-        );
-        let server = server.and_then(|server| server.demand_address().map(|()| server));
-        let server = server.map_err(|error| {
-            StoreUrlError::Server(error.to_string().replace("tls://", &format!("{scheme}://")))
-        })?;
+    }
+}
+
+/// One server.
+fn alone(scheme: &str, is_tls: bool, rest: &str) -> Result<StoreUrl, StoreUrlError> {
+    let url = generic(scheme, rest)?;
+    let query = url.query().unwrap_or_default();
+    let needs_tls = |parameter: &str| !parameter.starts_with(PLAIN_PARAMETER);
+    let is_excessive =
+        url.fragment().is_some() || !query.is_empty() && query.split('&').any(needs_tls);
+    if !is_tls && is_excessive {
+        return Err(StoreUrlError::Parameters(scheme.to_owned()));
+    }
+    let address = address(&url, DEFAULT_PORT)?;
+    let tail = tail(&url);
+    let server = server(scheme, &address, &tail)?;
+    let database = database(url.path().trim_start_matches('/'))?;
+    let account = Account::of(&url);
+    Ok(StoreUrl {
+        place: if is_tls {
+            Place::Tls(server)
+        } else {
+            Place::Plain(server)
+        },
+        shown: format!("{scheme}://{}{address}/{database}{tail}", account.shown),
+        label: format!("{scheme}://{address}"),
+        user: account.user,
+        password: account.password,
+        database,
+    })
+}
+
+/// The master that sentinels name.
+fn watched(scheme: &str, is_tls: bool, rest: &str) -> Result<StoreUrl, StoreUrlError> {
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, tail) = rest.split_at(end);
+    let (account, hosts) = match authority.rsplit_once('@') {
+        Some((account, hosts)) => (format!("{account}@"), hosts),
+        None => (String::new(), authority),
+    };
+    let end = tail.find(['?', '#']).unwrap_or(tail.len());
+    let (path, tail) = tail.split_at(end);
+    if !is_tls && !tail.is_empty() {
+        return Err(StoreUrlError::SentinelParameters(scheme.to_owned()));
+    }
+    let path = path.trim_start_matches('/');
+    let (master, number) = path.split_once('/').unwrap_or((path, ""));
+    let is_usual = |octet: u8| octet.is_ascii_alphanumeric() || b".-_".contains(&octet);
+    if master.is_empty() {
+        return Err(StoreUrlError::NoMaster);
+    }
+    if !master.bytes().all(is_usual) {
+        return Err(StoreUrlError::Master(master.escape_debug().to_string()));
+    }
+    let database = database(number)?;
+    let account = Account::of(&generic(scheme, &format!("{account}host"))?);
+    let mut addresses = Vec::new();
+    let mut servers = Vec::new();
+    for host in hosts.split(',') {
+        let address = address(&generic(scheme, host)?, SENTINEL_PORT)?;
+        if address.parse::<SocketAddr>().is_err() {
+            return Err(StoreUrlError::Sentinel(host.escape_debug().to_string()));
+        }
+        servers.push(server(scheme, &address, tail)?);
+        addresses.push(address);
+    }
+    let label = format!("{scheme}{SENTINEL}://{}/{master}", addresses.join(","));
+    Ok(StoreUrl {
+        place: Place::Sentinels(Sentinels {
+            servers,
+            is_tls,
+            master: master.to_owned(),
+        }),
+        shown: format!(
+            "{scheme}{SENTINEL}://{}{}/{master}/{database}{tail}",
+            account.shown,
+            addresses.join(",")
+        ),
+        label,
+        user: account.user,
+        password: account.password,
+        database,
+    })
+}
+
+/// The user of a URL.
+struct Account {
+    user: Option<String>,
+    password: Option<Secret>,
+    /// As it can be shown, before the address.
+    shown: String,
+}
+
+impl Account {
+    fn of(url: &Url) -> Self {
         let user = Some(url.username()).filter(|user| !user.is_empty());
-        let user = user.map(EncryptedUrl::unescape);
         let password = url.password().map(EncryptedUrl::unescape).map(Secret);
-        let database = database(url.path().trim_start_matches('/'))?;
-        let label = format!("{scheme}://{address}");
-        let account = match (url.username(), &password) {
+        let shown = match (url.username(), &password) {
             ("", None) => String::new(),
             (user, None) => format!("{user}@"),
             (user, Some(_)) => format!("{user}:***@"),
         };
-        Ok(Self {
-            place: if is_tls {
-                Place::Tls(server)
-            } else {
-                Place::Plain(server)
-            },
-            user,
+        Self {
+            user: user.map(EncryptedUrl::unescape),
             password,
-            database,
-            shown: format!("{scheme}://{account}{address}/{database}{question}{query}{fragment}"),
-            label,
-        })
+            shown,
+        }
     }
+}
+
+fn generic(scheme: &str, rest: &str) -> Result<Url, StoreUrlError> {
+    let url = Url::parse(&format!("{scheme}://{rest}"));
+    url.map_err(|error| StoreUrlError::Url(error.to_string()))
+}
+
+/// The host and the port of a URL.
+fn address(url: &Url, usual_port: u16) -> Result<String, StoreUrlError> {
+    let host = url.host_str().filter(|host| !host.is_empty());
+    let host = host.ok_or(StoreUrlError::NoAddress)?;
+    Ok(format!("{host}:{}", url.port().unwrap_or(usual_port)))
+}
+
+/// What follows the path of a URL, as it is written.
+fn tail(url: &Url) -> String {
+    let query = url.query().filter(|query| !query.is_empty());
+    let query = query.map_or_else(String::new, |query| format!("?{query}"));
+    let fragment = url.fragment().map(|name| format!("#{name}"));
+    query + &fragment.unwrap_or_default()
+}
+
+/// What is left of a store's URL is what the URL of an encrypted upstream is made of.
+fn server(scheme: &str, address: &str, tail: &str) -> Result<EncryptedUrl, StoreUrlError> {
+    let server = EncryptedUrl::parse(&format!("tls://{address}{tail}"), Scheme::Tls);
+    let server = server.and_then(|server| server.demand_address().map(|()| server));
+    server.map_err(|error| {
+        StoreUrlError::Server(error.to_string().replace("tls://", &format!("{scheme}://")))
+    })
 }
 
 impl fmt::Display for StoreUrl {
@@ -440,10 +600,65 @@ mod tests {
     }
 
     #[test]
+    fn sentinels_are_named_with_the_master_that_they_know() {
+        for (text, places, master, database) in [
+            (
+                "redis+sentinel://192.0.2.1/mymaster",
+                &["192.0.2.1:26379"][..],
+                "mymaster",
+                0,
+            ),
+            (
+                "valkey+sentinel://192.0.2.1:7000,[2001:db8::1],192.0.2.3/dns-1.a_b/4",
+                &["192.0.2.1:7000", "[2001:db8::1]:26379", "192.0.2.3:26379"],
+                "dns-1.a_b",
+                4,
+            ),
+            (
+                "REDISS+SENTINEL://u:p@192.0.2.1,192.0.2.2:1/m?roots=webpki#redis.example",
+                &["192.0.2.1:26379", "192.0.2.2:1"],
+                "m",
+                0,
+            ),
+        ] {
+            let url = store(text);
+            let (name, found) = url.sentinels().unwrap();
+            let expected = places.iter().map(|place| place.parse().unwrap());
+            assert_eq!((name, found), (master, expected.collect()), "{text}");
+            assert_eq!(url.database, database, "{text}");
+            assert_eq!(url.is_encrypted(), text.starts_with("REDISS"), "{text}");
+        }
+        let url = store("redis+sentinel://fleet:p%40ss@192.0.2.1,192.0.2.2/mymaster/3");
+        assert_eq!(url.user.as_deref(), Some("fleet"));
+        assert_eq!(url.password, Some(Secret("p@ss".to_owned())));
+        assert_eq!(
+            url.label(),
+            "redis+sentinel://192.0.2.1:26379,192.0.2.2:26379/mymaster"
+        );
+        assert!(store("redis://192.0.2.1").sentinels().is_none());
+    }
+
+    #[test]
+    fn what_the_master_must_show_is_what_the_sentinels_url_says() {
+        let url = store("rediss+sentinel://192.0.2.1,192.0.2.2/m?roots=webpki#redis.example");
+        let Place::Sentinels(sentinels) = url.place else {
+            panic!("no sentinels");
+        };
+        let master = "192.0.2.9:7000".parse().unwrap();
+        let master = sentinels.servers[0].clone().at(master);
+        assert_eq!(master.server_name(), "redis.example");
+        assert_eq!(
+            master.addresses().collect::<Vec<_>>(),
+            ["192.0.2.9:7000".parse().unwrap()]
+        );
+    }
+
+    #[test]
     fn a_password_is_never_shown() {
         for text in [
             "redis://:hunter2@192.0.2.1",
             "rediss://a:hunter2@192.0.2.1/1#b.example",
+            "redis+sentinel://:hunter2@192.0.2.1,192.0.2.2/m",
         ] {
             let url = store(text);
             assert!(!url.to_string().contains("hunter2"), "{url}");
@@ -458,6 +673,11 @@ mod tests {
             "redis://:hunter2@",
             "rediss://:hunter2@192.0.2.1?ca=",
             "redis://:hunter2@192.0.2.1?ca=/x",
+            "redis+sentinel://:hunter2@localhost/m",
+            "redis+sentinel://:hunter2@192.0.2.1",
+            "redis+sentinel://:hunter2@192.0.2.1,/m",
+            "redis+sentinel://:hunter2@192.0.2.1/m/x",
+            "redis+sentinel://:hunter2@192.0.2.1/m?ca=/x",
         ] {
             let error = text.parse::<StoreUrl>().unwrap_err().to_string();
             assert!(!error.contains("hunter2"), "{error}");
@@ -470,6 +690,8 @@ mod tests {
             "redis://192.0.2.1:6379/0",
             "rediss://fleet@192.0.2.1:6380/2?ca=/etc/ca.pem#redis.example",
             "unix:///run/redis.sock?db=2&user=fleet",
+            "redis+sentinel://fleet@192.0.2.1:26379,[2001:db8::1]:7000/m/2",
+            "rediss+sentinel://192.0.2.1:26379/m/0?roots=webpki#redis.example",
         ] {
             assert_eq!(store(text).to_string(), text);
         }
@@ -498,6 +720,19 @@ mod tests {
             ("redis://192.0.2.1/x", "no number of a database"),
             ("redis://192.0.2.1?ca=/x", "rediss://"),
             ("rediss://192.0.2.1?what=x", "what"),
+            ("redis+sentinel://192.0.2.1", "which master"),
+            ("redis+sentinel://192.0.2.1/", "which master"),
+            ("redis+sentinel://192.0.2.1/a b", "no master's name"),
+            ("redis+sentinel://192.0.2.1/m/x", "no number of a database"),
+            (
+                "redis+sentinel://192.0.2.1,b.example/m",
+                "`b.example` is no address",
+            ),
+            ("redis+sentinel:///m", "no address"),
+            ("redis+sentinel://192.0.2.1/m?ca=/x", "rediss+sentinel://"),
+            ("rediss+sentinel://192.0.2.1/m?what=x", "what"),
+            ("sentinel://192.0.2.1/m", "redis+sentinel://"),
+            ("http+sentinel://192.0.2.1/m", "not at http+sentinel://"),
         ] {
             let error = text.parse::<StoreUrl>().unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");

@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::config::{Place, SharedCacheConfig};
+use super::sentinel::Watchers;
 use super::value::MOST_OCTETS;
 use crate::bypass::Bypass;
 use crate::dns::upstream::{EncryptedUrl, SecureDial, first_address};
@@ -52,6 +53,7 @@ enum Way {
     Plain(EncryptedUrl),
     Tls(SecureDial),
     Unix(std::path::PathBuf),
+    Sentinels(Watchers),
 }
 
 /// A connection that has introduced itself.
@@ -60,6 +62,8 @@ pub(super) struct Link {
     unread: Arc<AtomicUsize>,
     /// The mark that it carries.
     pub(super) mark: u32,
+    /// Where the master is that sentinels have named.
+    pub(super) master: Option<SocketAddr>,
     _driver: AbortOnDropHandle<()>,
 }
 
@@ -77,6 +81,10 @@ pub(super) enum News {
 pub(super) enum Trouble {
     /// What it has there is no value of ours.
     WrongType,
+    /// It takes no changes; another may be the master.
+    ReadOnly,
+    /// It does not know whom it speaks with.
+    WantsPassword,
     /// Anything else.
     Failed(String),
 }
@@ -88,17 +96,14 @@ impl Dial {
             Place::Plain(server) | Place::Tls(server) if config.bypass && !is_local(server) => {
                 bypass
             }
+            Place::Sentinels(_) if config.bypass => bypass,
             _ => Bypass::new(0, None),
-        };
-        let way = match &url.place {
-            Place::Plain(server) => Way::Plain(server.clone()),
-            Place::Tls(server) => Way::Tls(SecureDial::new(server.clone(), bypass.clone())),
-            Place::Unix(path) => Way::Unix(path.clone()),
         };
         let mut info = RedisConnectionInfo::default()
             .set_protocol(ProtocolVersion::RESP3)
             .set_db(url.database.into())
             .set_lib_name("interceptor", env!("CARGO_PKG_VERSION"));
+        let stranger = info.clone().set_db(0);
         if let Some(user) = &url.user {
             info = info.set_username(user);
         }
@@ -107,6 +112,15 @@ impl Dial {
         if let Some(password) = password {
             info = info.set_password(&password.0);
         }
+        let way = match &url.place {
+            Place::Plain(server) => Way::Plain(server.clone()),
+            Place::Tls(server) => Way::Tls(SecureDial::new(server.clone(), bypass.clone())),
+            Place::Unix(path) => Way::Unix(path.clone()),
+            Place::Sentinels(sentinels) => {
+                let known = password.map(|_| info.clone().set_db(0));
+                Way::Sentinels(Watchers::new(sentinels.clone(), stranger, known))
+            }
+        };
         Self { way, info, bypass }
     }
 
@@ -121,13 +135,19 @@ impl Dial {
         channel: &str,
     ) -> Result<(Link, mpsc::Receiver<News>), Trouble> {
         let mark = self.mark();
-        let stream = self.stream().await;
-        let stream = stream.map_err(|error| Trouble::Failed(error.to_string()))?;
-        let unread = Arc::new(AtomicUsize::new(0));
-        let stream = Metered {
-            stream,
-            unread: Arc::clone(&unread),
+        let master = match &self.way {
+            Way::Sentinels(watchers) => Some(watchers.master(&self.bypass).await?),
+            Way::Plain(_) | Way::Tls(_) | Way::Unix(_) => None,
         };
+        let stream = self.stream(master).await;
+        let stream = stream.map_err(|error| {
+            Trouble::Failed(match master {
+                Some(place) => format!("the master at {place}: {error}"),
+                None => error.to_string(),
+            })
+        })?;
+        let unread = Arc::new(AtomicUsize::new(0));
+        let stream = Metered::new(stream, Arc::clone(&unread));
         let (teller, news) = mpsc::channel(NEWS);
         let teller = Mutex::new(Some(teller));
         let config = AsyncConnectionConfig::new()
@@ -140,24 +160,56 @@ impl Dial {
             connection,
             unread,
             mark,
+            master,
             _driver: AbortOnDropHandle::new(tokio::spawn(driver)),
         };
+        if let Some(place) = master
+            && !link.is_master().await?
+        {
+            return Err(Trouble::Failed(format!(
+                "sentinels say that the master is at {place}, but that is a replica"
+            )));
+        }
         link.connection.subscribe(channel).await?;
         Ok((link, news))
     }
 
-    async fn stream(&self) -> io::Result<Box<dyn Stream>> {
-        let tcp = |remote| async move {
-            let tcp = self.bypass.tcp(remote).await?;
-            socket2::SockRef::from(&tcp).set_tcp_user_timeout(Some(ACKNOWLEDGE_PATIENCE))?;
-            Ok(tcp)
-        };
-        Ok(match &self.way {
-            Way::Plain(server) => Box::new(first_address(server.addresses(), tcp).await?),
-            Way::Tls(dial) => Box::new(dial.dial().await?),
-            Way::Unix(path) => Box::new(UnixStream::connect(path).await?),
-        })
+    /// A connection to the store; to the `master` where sentinels have named it.
+    async fn stream(&self, master: Option<SocketAddr>) -> io::Result<Box<dyn Stream>> {
+        match (&self.way, master) {
+            (Way::Plain(server), _) => plain(server, &self.bypass).await,
+            (Way::Tls(dial), _) => Ok(Box::new(dial.dial().await?)),
+            (Way::Unix(path), _) => Ok(Box::new(UnixStream::connect(path).await?)),
+            (Way::Sentinels(watchers), Some(place)) => watchers.reach(place, &self.bypass).await,
+            (Way::Sentinels(_), None) => Err(io::ErrorKind::AddrNotAvailable.into()),
+        }
     }
+}
+
+/// A connection to a server with or without TLS, beside the tunnel unless it is this host's own.
+pub(super) async fn reach(
+    server: EncryptedUrl,
+    is_tls: bool,
+    bypass: &Bypass,
+) -> io::Result<Box<dyn Stream>> {
+    let bypass = if is_local(&server) {
+        Bypass::new(0, None)
+    } else {
+        bypass.clone()
+    };
+    if is_tls {
+        return Ok(Box::new(SecureDial::new(server, bypass).dial().await?));
+    }
+    plain(&server, &bypass).await
+}
+
+async fn plain(server: &EncryptedUrl, bypass: &Bypass) -> io::Result<Box<dyn Stream>> {
+    let tcp = |remote| async move {
+        let tcp = bypass.tcp(remote).await?;
+        socket2::SockRef::from(&tcp).set_tcp_user_timeout(Some(ACKNOWLEDGE_PATIENCE))?;
+        Ok(tcp)
+    };
+    Ok(Box::new(first_address(server.addresses(), tcp).await?))
 }
 
 impl Link {
@@ -264,6 +316,14 @@ impl Link {
             .await
     }
 
+    /// Whether it says that it is a master.
+    async fn is_master(&self) -> Result<bool, Trouble> {
+        let request = cmd("ROLE");
+        let mut connection = self.connection.clone();
+        let reply: Vec<Value> = self.read(request.query_async(&mut connection)).await?;
+        Ok(matches!(reply.first(), Some(Value::BulkString(role)) if role == b"master"))
+    }
+
     async fn read<T>(&self, reply: impl Future<Output = RedisResult<T>>) -> Result<T, Trouble> {
         let reply = reply.await;
         self.unread.store(0, Ordering::Relaxed);
@@ -309,11 +369,11 @@ impl From<RedisError> for Trouble {
         match error.code() {
             Some(WRONG_TYPE) => Self::WrongType,
             Some("OOM") => Self::Failed("it has no memory left".to_owned()),
-            Some("READONLY") => Self::Failed("it is a replica, or read-only".to_owned()),
+            Some("READONLY") => Self::ReadOnly,
             Some("WRONGPASS") => {
                 Self::Failed("it does not know the user, or not with this password".to_owned())
             }
-            Some("NOAUTH") => Self::Failed("it wants a password".to_owned()),
+            Some("NOAUTH") => Self::WantsPassword,
             _ if error.kind() == ErrorKind::AuthenticationFailed => Self::Failed(format!(
                 "it does not know the user, or not with this password ({})",
                 words(&error)
@@ -332,14 +392,21 @@ fn words(error: &RedisError) -> String {
 }
 
 /// What replies come from and requests go to.
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// A stream that ends when more comes than replies have.
-struct Metered {
+pub(super) struct Metered {
     stream: Box<dyn Stream>,
     unread: Arc<AtomicUsize>,
+}
+
+impl Metered {
+    /// `unread` counts what has come; who has read a reply sets it to 0.
+    pub(super) fn new(stream: Box<dyn Stream>, unread: Arc<AtomicUsize>) -> Self {
+        Self { stream, unread }
+    }
 }
 
 impl AsyncRead for Metered {
