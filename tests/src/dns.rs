@@ -108,8 +108,19 @@ pub fn address_reply(query: &[u8], address: Ipv4Addr) -> Option<Vec<u8>> {
 
 /// A reply to `query` that gives `address` for `ttl` seconds; `None` when the query cannot be read.
 pub fn address_reply_for(query: &[u8], address: Ipv4Addr, ttl: u32) -> Option<Vec<u8>> {
+    addresses_reply_for(query, [address], ttl)
+}
+
+/// The same with several addresses.
+pub fn addresses_reply_for(
+    query: &[u8],
+    addresses: impl IntoIterator<Item = Ipv4Addr>,
+    ttl: u32,
+) -> Option<Vec<u8>> {
     reply_with(query, |reply, name| {
-        reply.add_answer(Record::from_rdata(name, ttl, RData::A(A(address))));
+        for address in addresses {
+            reply.add_answer(Record::from_rdata(name.clone(), ttl, RData::A(A(address))));
+        }
     })
 }
 

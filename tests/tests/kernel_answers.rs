@@ -12,7 +12,7 @@ use std::thread;
 use interceptor::dns::query::Query;
 use interceptor::dns::reply::Reply;
 use interceptor::dns::wire::{self, Header, Records, Scan};
-use interceptor::kernel::answers::{Answers, Offer, boot_clock};
+use interceptor::kernel::answers::{Answers, Given, Offer, boot_clock};
 use interceptor::kernel::{Kernel, LinkLayer, Program};
 use interceptor::rules::RuleSet;
 use interceptor_ebpf::answer::Parts;
@@ -202,6 +202,63 @@ fn an_answer_in_use_is_asked_for_once_when_it_is_to_be_renewed_and_given_otherwi
         .collect();
     assert_eq!(fared, ["renewal", "answered", "answered", "answered"]);
     assert_eq!(kernel.answers().hits(&ask.key()), Some(3));
+}
+
+#[test]
+fn what_the_kernel_gives_is_told_with_its_question_and_how_often() {
+    let mut kernel = load();
+    let plain = Ask::plain("given.example");
+    let longest = [[b'a'; 63].to_vec(), [b'b'; 61].to_vec()].to_vec();
+    let asks = [
+        plain.clone(),
+        Ask {
+            qtype: 28,
+            checking_disabled: true,
+            ..plain.clone()
+        },
+        Ask {
+            edns: Some(Edns {
+                size: 1232,
+                dnssec_ok: true,
+                cookie: false,
+            }),
+            ..plain.clone()
+        },
+        Ask {
+            labels: Vec::new(),
+            ..plain.clone()
+        },
+        Ask {
+            labels: longest,
+            ..plain
+        },
+    ];
+    let idle = Ask::plain("idle.example");
+    for ask in asks.iter().chain([&idle]) {
+        let upstream = Upstream::answers(1, 100).reply_to(ask);
+        offer(kernel.answers(), &ask.key(), &upstream, boot_clock(), 100);
+    }
+    for (times, ask) in (1..).zip(&asks) {
+        let packet = ask.packet(&ask.query());
+        for _ in 0..times {
+            assert_eq!(run(&mut kernel, ask.layer, &packet).1, "answered");
+        }
+    }
+
+    assert_eq!(
+        given(&kernel),
+        (1..)
+            .zip(&asks)
+            .map(|(times, ask)| Given {
+                question: ask.question(),
+                dnssec_ok: ask.dnssec_ok(),
+                checking_disabled: ask.checking_disabled,
+                times,
+            })
+            .collect::<Vec<_>>()
+    );
+    kernel.answers().forget_all().unwrap();
+    assert_eq!(given(&kernel), []);
 }
 
 #[test]
@@ -830,6 +887,14 @@ fn ttls(message: &[u8]) -> Vec<u32> {
     Records::new(message, header, start)
         .map(|record| record.unwrap().ttl)
         .collect()
+}
+
+/// What the kernel has given, the least often given first.
+fn given(kernel: &Kernel) -> Vec<Given> {
+    let mut told = Vec::new();
+    kernel.answers().given(|it| told.push(it.clone()));
+    told.sort_by_key(|it| it.times);
+    told
 }
 
 fn load() -> Kernel {

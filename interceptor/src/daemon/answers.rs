@@ -1,19 +1,29 @@
 //! Hands answers in memory on to the kernel, so that it gives them itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use interceptor_ebpf::answer::{MAX_RECORDS, Parts};
 use interceptor_ebpf::question::Key;
+use nix::time::{ClockId, clock_gettime};
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 use tracing::warn;
 
-use crate::dns::AnswerSink;
 use crate::dns::cache::Entry;
 use crate::dns::clock::Moment;
+use crate::dns::{self, AnswerSink};
 use crate::kernel::answers::{Answers, boot_clock};
 use crate::rules::ANSWERS_POLICY;
 
 /// Nanoseconds of a millisecond.
 const MILLISECOND: u64 = 1_000_000;
+
+/// How often it is looked at what the kernel has given, at most.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Looking takes no more than one part in so many of a processor's time.
+const SHARE: u32 = 100;
 
 /// The kernel's answers as the DNS service knows them.
 pub(super) struct KernelAnswers(pub(super) Arc<Answers>);
@@ -60,6 +70,38 @@ impl AnswerSink for KernelAnswers {
             warn!("{error:#}");
         }
     }
+}
+
+/// Tells `dns` over and over which answers the kernel has given: it sees nothing of their clients, and would have others
+/// take their room in memory, so that whoever asks when they are to be renewed had to wait.
+pub(super) async fn follow_uses(answers: Arc<Answers>, dns: Arc<dns::Server>) {
+    let mut known = 0;
+    let mut pause = LOOK;
+    loop {
+        sleep(pause).await;
+        pause = LOOK;
+        let answered = answers.answered().unwrap_or_default();
+        if answered == known {
+            continue;
+        }
+        known = answered;
+        let (answers, dns) = (Arc::clone(&answers), Arc::clone(&dns));
+        let looking = spawn_blocking(move || {
+            let began = processor_time();
+            answers.given(|it| {
+                dns.note_given(&it.question, it.dnssec_ok, it.checking_disabled, it.times);
+            });
+            processor_time().saturating_sub(began)
+        });
+        if let Ok(took) = looking.await {
+            pause = LOOK.max(took * SHARE);
+        }
+    }
+}
+
+/// What this thread has used of processors' time: where they are busy, looking takes long and yet costs no more.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// What the kernel would keep an answer under. Which route it is by does not matter: the name decides that, and other

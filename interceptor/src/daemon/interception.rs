@@ -10,7 +10,7 @@ use tokio::time::{self, Interval};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
-use super::answers::KernelAnswers;
+use super::answers::{KernelAnswers, follow_uses};
 use super::data_plane::DataPlane;
 use super::routing::Routing;
 use super::rulebook::Rulebook;
@@ -143,6 +143,10 @@ impl Groundwork {
             let (entries, mib) = (answers.capacity(), answers.memory() >> 20);
             info!(entries, mib, "the kernel keeps answers");
         }
+        let uses = answers.clone().map(|answers| {
+            let following = follow_uses(answers, Arc::clone(dns));
+            AbortOnDropHandle::new(tokio::spawn(following))
+        });
         let routing = Routing::new(config, device.index, bypass.clone(), kernel.clone());
         let interception = Interception {
             kernel,
@@ -155,7 +159,7 @@ impl Groundwork {
         };
         interception.review().await;
         kernel::release_unused();
-        Ok(Host::new(interception, links, routes))
+        Ok(Host::new(interception, uses, links, routes))
     }
 }
 
@@ -165,6 +169,8 @@ pub(super) struct Host {
     /// Asks for a review, which runs beside the daemon's loop because it may have to wait for others.
     review: Arc<Notify>,
     _reviewer: AbortOnDropHandle<()>,
+    /// Follows what the kernel answers.
+    _uses: Option<AbortOnDropHandle<()>>,
     links: LinkWatch,
     routes: RouteWatch,
     marks: Interval,
@@ -183,7 +189,12 @@ pub(super) enum HostEvent {
 }
 
 impl Host {
-    fn new(interception: Interception, links: LinkWatch, routes: RouteWatch) -> Self {
+    fn new(
+        interception: Interception,
+        uses: Option<AbortOnDropHandle<()>>,
+        links: LinkWatch,
+        routes: RouteWatch,
+    ) -> Self {
         let review = Arc::new(Notify::new());
         let reviewer = tokio::spawn({
             let (interception, review) = (interception.clone(), Arc::clone(&review));
@@ -198,6 +209,7 @@ impl Host {
             interception,
             review,
             _reviewer: AbortOnDropHandle::new(reviewer),
+            _uses: uses,
             links,
             routes,
             marks: time::interval(MARKS),

@@ -301,11 +301,14 @@ impl Cache {
         found
     }
 
-    /// The answer under the octets of a key, where it is fresh.
-    pub(in crate::dns) fn fresh(&self, key: &[u8], now: Moment) -> Option<Entry> {
-        self.entries
-            .get(&KeyRef::from_octets(key))
-            .filter(|entry| entry.is_fresh(now))
+    /// Notes that somebody else has given the answer under `key` so many times altogether. Where that is another number
+    /// than the last time, it counts as used, as what is found does.
+    pub(in crate::dns) fn note_given(&self, key: KeyRef<'_>, given: u64) {
+        if let Some(entry) = self.entries.peek(&key)
+            && entry.is_given_anew(given)
+        {
+            self.entries.get(&key);
+        }
     }
 
     pub(in crate::dns) fn counters(&self) -> CacheCounters {

@@ -293,13 +293,19 @@ impl Resolver {
         self.core.forget(scope)
     }
 
-    /// Counts clients that somebody else has given the answer under `key`, the octets of a key.
-    pub(super) fn credit(&self, key: &[u8], hits: u32) {
-        let now = self.core.clock.now();
-        if let Some(cache) = &self.core.cache
-            && let Some(entry) = cache.fresh(key, now)
+    /// Notes that somebody else has given the answer to `question` so many times altogether.
+    pub(super) fn note_given(
+        &self,
+        question: &[u8],
+        dnssec_ok: bool,
+        checking_disabled: bool,
+        given: u64,
+    ) {
+        let core = &self.core;
+        if let Some(cache) = &core.cache
+            && let Some(key) = Key::new(question, dnssec_ok, checking_disabled, RouteId::DEFAULT)
         {
-            self.core.used(cache, &entry, hits, now);
+            cache.note_given(core.by_route(&key).as_ref(), given);
         }
     }
 }
@@ -340,10 +346,13 @@ impl Core {
 
     /// The key of the answer to `query` by the route that its name has.
     fn key(&self, query: &Query<'_>) -> Option<Key> {
-        let key = Key::of(query, RouteId::DEFAULT)?;
-        let policy = self.policy.load();
-        let route = policy.way(key.as_ref().name()).route;
-        Some(key.by(route))
+        Key::of(query, RouteId::DEFAULT).map(|key| self.by_route(&key))
+    }
+
+    /// The same key by the route that its name has.
+    fn by_route(&self, key: &Key) -> Key {
+        let route = self.policy.load().way(key.as_ref().name()).route;
+        key.by(route)
     }
 
     /// Who is asked about the name in `query`.

@@ -159,10 +159,18 @@ impl Server {
         self.shared.resolver.flush(scope)
     }
 
-    /// Counts `hits` clients that the sink of answers has given the one under `key` ([`Entry::key`]'s octets), so that it
-    /// is asked for again ahead of its expiry.
-    pub fn credit(&self, key: &[u8], hits: u32) {
-        self.shared.resolver.credit(key, hits);
+    /// Notes that the sink of answers has given the one to `question` (name in any letter case, type and class in wire
+    /// form) so many times altogether. Where that is another number than the last time, the answer counts as used, and
+    /// stays in memory like one that is given from there.
+    pub fn note_given(
+        &self,
+        question: &[u8],
+        dnssec_ok: bool,
+        checking_disabled: bool,
+        given: u64,
+    ) {
+        let resolver = &self.shared.resolver;
+        resolver.note_given(question, dnssec_ok, checking_disabled, given);
     }
 
     /// Takes no more queries and waits until those in flight are answered, for `patience` at most; tells whether all

@@ -12,7 +12,7 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use interceptor_ebpf::Pass;
 use interceptor_ebpf::answer::{Entry, Parts, Permit};
 use interceptor_ebpf::digest::Secret;
-use interceptor_ebpf::question::Key;
+use interceptor_ebpf::question::{KEY_CHECKING_DISABLED, KEY_DNSSEC_OK, Key};
 use nix::time::{ClockId, clock_gettime};
 
 use super::plain::Plain;
@@ -43,6 +43,19 @@ impl Edition {
         let Self(permit) = self;
         permit
     }
+}
+
+/// How often the kernel has given the answer to a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// Name (lower-cased), type and class in wire form.
+    pub question: Vec<u8>,
+    /// Whether DNSSEC records were asked for (DO).
+    pub dnssec_ok: bool,
+    /// Whether validation was declined (CD).
+    pub checking_disabled: bool,
+    /// Since it was put into the map.
+    pub times: u64,
 }
 
 /// Whether a client's reply went into the map.
@@ -139,6 +152,22 @@ impl Answers {
         (entry.is_of(key) && entry.generation == permit.generation).then_some(entry.hits)
     }
 
+    /// Tells of every answer that the kernel has given, and how often. Goes through all that are in the map.
+    pub fn given(&self, mut tell: impl FnMut(&Given)) {
+        let generation = self.state().permit.generation;
+        let capacity = self.capacity() as usize;
+        for (_, Plain(entry)) in self.reading.iter().take(capacity).flatten() {
+            if entry.generation == generation && entry.hits > 0 {
+                tell(&Given::of(&entry));
+            }
+        }
+    }
+
+    /// Questions that the kernel has answered.
+    pub fn answered(&self) -> Result<u64> {
+        self.passed(Pass::Answered)
+    }
+
     /// Kernel memory in bytes that an answer takes.
     pub fn entry_memory() -> u64 {
         // Its own header, and that of a bucket, of which there are as many.
@@ -166,15 +195,40 @@ impl Answers {
     pub fn passes(&self) -> Result<BTreeMap<&'static str, u64>> {
         Pass::ALL
             .into_iter()
-            .map(|pass| {
-                let values = self.passes.get(&(pass as u32), 0)?;
-                Ok((pass.name(), values.iter().sum()))
-            })
+            .map(|pass| Ok((pass.name(), self.passed(pass)?)))
             .collect()
+    }
+
+    fn passed(&self, pass: Pass) -> Result<u64> {
+        let values = self.passes.get(&(pass as u32), 0)?;
+        Ok(values.iter().sum())
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Given {
+    /// Of an entry that may be torn: then it is about another question, or none.
+    fn of(entry: &Entry) -> Self {
+        let [qtype, qclass, _, flags] = [48, 32, 16, 0].map(|shift| (entry.kind >> shift) as u16);
+        let key = Key {
+            name: entry.name,
+            qtype,
+            qclass,
+            ..Key::EMPTY
+        };
+        let mut question: Vec<u8> = entry.name.into_iter().flat_map(u64::to_ne_bytes).collect();
+        question.truncate(key.name_length());
+        question.extend(qtype.to_be_bytes());
+        question.extend(qclass.to_be_bytes());
+        Self {
+            question,
+            dnssec_ok: flags & KEY_DNSSEC_OK != 0,
+            checking_disabled: flags & KEY_CHECKING_DISABLED != 0,
+            times: entry.hits,
+        }
     }
 }
 

@@ -277,6 +277,70 @@ fn names_that_only_the_kernel_sees_are_asked_for_ahead_of_their_expiry() -> Resu
 }
 
 #[test]
+fn names_that_only_the_kernel_sees_stay_in_memory_through_a_flood_of_others() -> Result<()> {
+    // More than twice what fits into the memory, each name asked for again so that it takes the place of others.
+    const FLOOD: u32 = 3000;
+    const RECORDS: u8 = 40;
+    const NAMES: [&str; 2] = ["popular", "forgotten"];
+    let lab = Lab::client_with_tunnel()?;
+    let asked: Arc<[AtomicU32; 2]> = Arc::default();
+    let _upstream = Responder::start(&lab.net, "192.0.2.54:53".parse()?, {
+        let asked = Arc::clone(&asked);
+        move |query| {
+            let mut records = RECORDS;
+            for (name, asked) in NAMES.iter().zip(&*asked) {
+                if query.windows(name.len()).any(|it| it == name.as_bytes()) {
+                    records = 1;
+                    asked.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+            let addresses = (0..records).map(|last| Ipv4Addr::new(198, 18, 0, last));
+            dns::addresses_reply_for(query, addresses, 3600)
+                .into_iter()
+                .collect()
+        }
+    })?;
+    let interface = lab.tunnel.client_interface();
+    let arguments = ["-i", interface, "--upstream", "udp://192.0.2.54"];
+    let arguments = [&arguments[..], &["--cache-size", "1MiB"]].concat();
+    let daemon = Daemon::start(&lab.client, &arguments)?;
+    daemon.wait_attached(interface)?;
+    let client = lab.client.udp_to(Lab::dns_v4())?;
+    let mut stream = Stream::to(&lab, Lab::dns_v4())?;
+    let [popular, forgotten] =
+        NAMES.map(|name| Query::new(&format!("{name}.example.test"), 1).wire());
+    for query in [&popular, &forgotten] {
+        exchange(&client, query)?;
+        exchange(&client, query)?;
+    }
+    let stop = AtomicBool::new(false);
+
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let _ = exchange(&client, &popular);
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let outcome = (0..FLOOD).try_for_each(|number| {
+            let query = Query::new(&format!("flood{number}.example.test"), 1).wire();
+            // The daemon looks from time to time what the kernel has given.
+            thread::sleep(Duration::from_millis(3));
+            (0..2).try_for_each(|_| stream.exchange(&query).map(drop))
+        });
+        stop.store(true, Ordering::Relaxed);
+        outcome
+    })?;
+
+    for query in [&popular, &forgotten] {
+        stream.exchange(query)?;
+    }
+    let [popular, forgotten] = [0, 1].map(|at| asked[at].load(Ordering::SeqCst));
+    assert_eq!((popular, forgotten), (1, 2));
+    Ok(())
+}
+
+#[test]
 fn switched_off_the_kernel_answers_nothing_and_all_is_answered() -> Result<()> {
     let lab = Lab::client_with_tunnel()?;
     let daemon = lab.daemon(&["--kernel-cache", "off"])?;

@@ -1,7 +1,7 @@
 //! An answer as it is kept: its key, where its TTLs are, and the octets that followed the question, in one allocation.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use triomphe::ThinArc;
 
@@ -55,6 +55,9 @@ struct Head {
     flags: Flags,
     key_length: u16,
     records: u16,
+    /// How often others had given it when that was noted last, its lower half word: more would take more memory, and is
+    /// missed only where it is a multiple of 65,536.
+    given: AtomicU16,
     kind: Kind,
 }
 
@@ -82,6 +85,7 @@ impl Entry {
             flags: verdict.flags,
             key_length: key.octets().len() as u16,
             records: verdict.ttls.len() as u16,
+            given: AtomicU16::new(0),
             kind: verdict.kind,
         };
         Self(ThinArc::from_header_and_slice(head, &octets))
@@ -190,6 +194,12 @@ impl Entry {
     pub(in crate::dns) fn count_hits(&self, hits: u32) {
         // It saturates in effect: four thousand million clients within one TTL do not happen.
         self.head().hits.fetch_add(hits, Ordering::Relaxed);
+    }
+
+    /// Takes note of how often others have given it, and tells whether that was another number before.
+    pub(super) fn is_given_anew(&self, given: u64) -> bool {
+        let given = given as u16;
+        self.head().given.swap(given, Ordering::Relaxed) != given
     }
 
     /// Whether it is time to ask for it again; for one caller only, who has until `next` to do so.

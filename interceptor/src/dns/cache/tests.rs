@@ -515,6 +515,47 @@ fn memory_stays_within_its_bound_and_what_is_popular_survives_a_scan() {
 }
 
 #[test]
+fn what_others_give_survives_a_flood_of_names_in_use_and_what_nobody_gives_does_not() {
+    let cache = Cache::new(CacheConfig {
+        size: 1 << 20,
+        ..CacheConfig::default()
+    });
+    let names = |kind: &str| -> Vec<String> {
+        let numbers = 0..100;
+        numbers
+            .map(|number| format!("{kind}{number}.example."))
+            .collect()
+    };
+    let (given, idle) = (names("given"), names("idle"));
+    let use_once = |name: &str| {
+        learn(&cache, &answer(name, 300));
+        ask(&cache, &testing::query(name, "A"), START);
+    };
+    given.iter().chain(&idle).for_each(|name| use_once(name));
+
+    for number in 0..20_000 {
+        use_once(&format!("flood{number}.example."));
+        if number % 200 == 0 {
+            for name in &given {
+                note_given(&cache, name, number + 1);
+            }
+            for name in &idle {
+                note_given(&cache, name, 7);
+            }
+        }
+    }
+
+    let kept = |names: &[String]| {
+        let kept = names
+            .iter()
+            .filter(|name| ask(&cache, &testing::query(name, "A"), START).is_some());
+        kept.count()
+    };
+    assert!(kept(&given) >= 95, "{}", kept(&given));
+    assert!(kept(&idle) < 5, "{}", kept(&idle));
+}
+
+#[test]
 fn an_entry_tells_the_sink_all_that_it_takes_to_build_a_reply() {
     let cache = cache();
     let mut reply = answer("WWW.example.", 300);
@@ -647,6 +688,12 @@ fn cache() -> Cache {
 }
 
 /// Asks for what `reply` answers, and lets the cache have it at the start.
+fn note_given(cache: &Cache, name: &str, given: u64) {
+    let query = testing::query(name, "A");
+    let key = Key::of(&Query::parse(&query).unwrap(), RouteId::DEFAULT).unwrap();
+    cache.note_given(key.as_ref(), given);
+}
+
 fn learn(cache: &Cache, reply: &Message) -> Option<Entry> {
     learn_at(cache, reply, START)
 }
