@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use lab::dns::{self, Query};
 use lab::{Capture, Daemon, Lab, PEER_V4, Responder, patience, rounds, until};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
@@ -167,43 +167,69 @@ fn kernel_and_user_space_answer_thousands_of_questions_alike() -> Result<()> {
 }
 
 #[test]
-fn a_flush_empties_the_kernel_too_whenever_it_comes() -> Result<()> {
+fn no_answer_is_older_than_the_last_of_a_thousand_flushes_reloads_and_restarts() -> Result<()> {
+    const NAME: &str = "changing.example.test";
     let changes = rounds(1000);
     let lab = Lab::client_with_tunnel()?;
-    let version = Arc::new(AtomicU32::new(0));
-    let _upstream = Responder::start(&lab.net, "192.0.2.54:53".parse()?, {
-        let version = Arc::clone(&version);
-        move |query| {
-            let address = address(version.load(Ordering::SeqCst));
-            let reply = dns::address_reply_for(query, address, 3600);
-            reply.into_iter().collect()
-        }
-    })?;
-    let daemon = daemon_at(&lab, "udp://192.0.2.54")?;
+    lab.net.run("ip address add 192.0.2.55/32 dev lo")?;
+    let editions = Editions::default();
+    let _upstreams = ["192.0.2.54:53", "192.0.2.55:53"]
+        .map(|place| editions.upstream(&lab, place))
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
+    let file = NamedTempFile::new()?;
+    let interface = lab.tunnel.client_interface();
+    let ask_at = |upstream: &str| {
+        let tunnel = format!("[tunnel]\ninterfaces = [\"{interface}\"]\n");
+        let dns = format!("[dns]\nupstreams = [\"udp://{upstream}\"]\n");
+        fs::write(file.path(), tunnel + &dns)
+    };
+    ask_at("192.0.2.55")?;
+    let path = file.path().to_string_lossy();
+    let mut daemon = Daemon::start(&lab.client, &["--config", &path])?.quiet();
+    daemon.wait_attached(interface)?;
     let client = lab.client.udp_to(Lab::dns_v4())?;
-    let noise: Vec<UdpSocket> = (0..2)
+    let query = Query::new(NAME, 1).wire();
+    let crowd: Vec<UdpSocket> = (0..2)
         .map(|_| lab.client.udp_to(Lab::dns_v4()))
         .collect::<Result<_>>()?;
-    let query = Query::new("changing.example.test", 1).wire();
     let stop = AtomicBool::new(false);
+    let mut restarts = 0;
 
-    thread::scope(|scope| {
-        for socket in &noise {
-            let (query, stop) = (&query, &stop);
-            scope.spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    // What these get may be old: they do not wait for the change.
-                    let _ = exchange(socket, query);
-                }
-            });
-        }
+    let (outcome, checked) = thread::scope(|scope| {
+        let crowd: Vec<_> = crowd
+            .iter()
+            .map(|socket| scope.spawn(|| editions.check_until(&stop, socket, NAME)))
+            .collect();
         let outcome = (1..=changes).try_for_each(|change| {
-            version.store(change, Ordering::SeqCst);
-            if change % 10 == 0 {
-                let id = daemon.rule_add(&["10.30.30.31"])?;
-                daemon.rule_remove(id)?;
+            editions.begin(change);
+            match change % 20 {
+                0 => {
+                    ensure!(answered(&daemon)? > 0, "change {change}: all in user space");
+                    if change % 40 == 0 {
+                        daemon.stop()?;
+                    } else {
+                        daemon.kill()?;
+                    }
+                    daemon.start_again()?;
+                    daemon.wait_attached(interface)?;
+                    restarts += 1;
+                }
+                10 => {
+                    let last = 54 + change / 20 % 2;
+                    ask_at(&format!("192.0.2.{last}"))?;
+                    daemon.ask(&["reload"])?;
+                }
+                5 | 15 => {
+                    let id = daemon.rule_add(&["10.30.30.31"])?;
+                    flush(&daemon)?;
+                    daemon.rule_remove(id)?;
+                }
+                even if even % 2 == 0 => flush(&daemon)?,
+                odd if odd % 3 == 0 => drop(daemon.ask(&["cache", "flush", NAME])?),
+                _ => drop(daemon.ask(&["cache", "flush", "--suffix", "example.test"])?),
             }
-            flush(&daemon)?;
+            editions.end(change);
             for _ in 0..3 {
                 let reply = dns::parse(&exchange(&client, &query)?)?;
                 let got = dns::first_address(&reply);
@@ -212,40 +238,17 @@ fn a_flush_empties_the_kernel_too_whenever_it_comes() -> Result<()> {
             Ok(())
         });
         stop.store(true, Ordering::Relaxed);
-        outcome
-    })?;
+        let checked: Result<Vec<u32>> = crowd
+            .into_iter()
+            .map(|checking| checking.join().map_err(|_| anyhow!("a client panicked"))?)
+            .collect();
+        (outcome, checked)
+    });
 
-    assert!(answered(&daemon)? > 0);
-    Ok(())
-}
-
-#[test]
-fn nothing_is_left_of_what_the_daemon_before_knew() -> Result<()> {
-    let lab = Lab::client_with_tunnel()?;
-    let version = Arc::new(AtomicU32::new(0));
-    let _upstream = Responder::start(&lab.net, "192.0.2.54:53".parse()?, {
-        let version = Arc::clone(&version);
-        move |query| {
-            let address = address(version.load(Ordering::SeqCst));
-            let reply = dns::address_reply_for(query, address, 3600);
-            reply.into_iter().collect()
-        }
-    })?;
-    let mut daemon = daemon_at(&lab, "udp://192.0.2.54")?;
-    let client = lab.client.udp_to(Lab::dns_v4())?;
-    let query = Query::new("restart.example.test", 1).wire();
-
-    for round in 0..5 {
-        version.store(round, Ordering::SeqCst);
-        for _ in 0..3 {
-            let reply = dns::parse(&exchange(&client, &query)?)?;
-            assert_eq!(dns::first_address(&reply), Some(address(round)));
-        }
-        assert!(answered(&daemon)? > 0);
-        daemon.kill()?;
-        daemon.start_again()?;
-        daemon.wait_attached(lab.tunnel.client_interface())?;
-    }
+    outcome?;
+    let checked: u32 = checked?.into_iter().sum();
+    assert!(checked > changes, "{checked} answers");
+    assert_eq!(restarts, changes / 20);
     Ok(())
 }
 
@@ -350,6 +353,64 @@ fn switched_off_the_kernel_answers_nothing_and_all_is_answered() -> Result<()> {
     }
     assert_eq!(answered(&daemon)?, 0);
     Ok(())
+}
+
+/// What upstreams say, which changes: an answer tells by its address of which edition it is.
+#[derive(Clone, Default)]
+struct Editions {
+    /// What upstreams say from here on.
+    said: Arc<AtomicU32>,
+    /// What is known to everybody: older answers are stale.
+    known: Arc<AtomicU32>,
+}
+
+impl Editions {
+    fn upstream(&self, lab: &Lab, place: &str) -> Result<Responder> {
+        let said = Arc::clone(&self.said);
+        Responder::start(&lab.net, place.parse()?, move |query| {
+            let address = address(said.load(Ordering::SeqCst));
+            let reply = dns::address_reply_for(query, address, 3600);
+            reply.into_iter().collect()
+        })
+    }
+
+    fn begin(&self, edition: u32) {
+        self.said.store(edition, Ordering::SeqCst);
+    }
+
+    fn end(&self, edition: u32) {
+        self.known.store(edition, Ordering::SeqCst);
+    }
+
+    /// Asks for `name` without rest, which need not be answered while there is no daemon; gives the number of answers, or
+    /// the first that is older than what was known when it was asked for.
+    fn check_until(&self, stop: &AtomicBool, socket: &UdpSocket, name: &str) -> Result<u32> {
+        let mut checked = 0;
+        let mut buffer = [0; 512];
+        socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+        for id in (0..=u16::MAX).cycle() {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let oldest = self.known.load(Ordering::SeqCst);
+            // Nobody may be there to take it.
+            let _ = socket.send(&Query::new(name, 1).with_id(id).wire());
+            while let Ok(length) = socket.recv(&mut buffer) {
+                let reply = dns::parse(&buffer[..length])?;
+                if reply.metadata.id != id {
+                    continue;
+                }
+                if let Some(got) = dns::first_address(&reply) {
+                    let editions = oldest..=self.said.load(Ordering::SeqCst);
+                    let mut expected = editions.clone().map(address);
+                    ensure!(expected.any(|it| it == got), "{got}, not of {editions:?}");
+                    checked += 1;
+                }
+                break;
+            }
+        }
+        Ok(checked)
+    }
 }
 
 /// A connection to the DNS service, which user space answers.
