@@ -579,6 +579,14 @@ const WRONG_FILES: &[(&str, &str)] = &[
         "2:11: kernel_cache.entries: 0 is out of range; it can be `on`, `off` or 16 to 1048576 answers",
     ),
     (
+        "[kernel_cache]\nentries = 4294967295",
+        "2:11: kernel_cache.entries: 4294967295 is out of range; it can be `on`, `off` or 16 to 1048576 answers",
+    ),
+    (
+        "[kernel_cache]\nentries = -1",
+        "2:11: kernel_cache.entries: -1 is out of range; it can be `on`, `off` or 16 to 1048576 answers",
+    ),
+    (
         "[kernel_cache]\nentries = 99999999999",
         "2:11: kernel_cache.entries: 99999999999 is out of range; it can be `on`, `off` or 16 to 1048576 answers",
     ),

@@ -189,7 +189,7 @@ pub(super) fn kernel_cache(
     let entries = match raw {
         Raw::Boolean(true) => return Ok(usual),
         Raw::Boolean(false) => return Ok(0),
-        Raw::Integer(number) => *number,
+        Raw::Integer(number) => i128::from(*number),
         Raw::Text(text) | Raw::Untyped(text) => match text.trim() {
             "on" | "true" => return Ok(usual),
             "off" | "false" => return Ok(0),

@@ -1,9 +1,10 @@
 //! What the kernel answers by itself is what user space would have answered, and never what it would no longer.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
@@ -11,7 +12,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use lab::dns::{self, Query};
-use lab::{Capture, Daemon, Lab, PEER_V4, Responder, patience, rounds, until};
+use lab::{
+    Capture, Daemon, Lab, Namespace, PEER_V4, Responder, Scratch, interceptor, patience,
+    refuse_map_of, rounds, until,
+};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
 use rand::RngExt as _;
 use rand::seq::IndexedRandom as _;
@@ -118,6 +124,68 @@ fn where_the_kernel_refuses_what_answers_it_is_said_once_and_all_is_answered() -
         "{log}"
     );
     assert!(!log.contains("the kernel keeps answers"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn where_the_kernel_refuses_the_map_of_answers_it_is_said_once_and_all_is_answered() -> Result<()> {
+    const ENTRIES: u32 = 12_345;
+    let lab = Lab::client_with_tunnel()?;
+    let interface = lab.tunnel.client_interface();
+    let scratch = Scratch::new()?;
+    let settings = scratch.path("settings");
+    // The daemon waits until somebody writes there.
+    mkfifo(&settings, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    let path = settings.display().to_string();
+    let arguments = ["--config", &path, "-i", interface];
+    let arguments = [&arguments[..], &["--upstream", "udp://192.0.2.53"]].concat();
+    let mut daemon = Daemon::launch(&lab.client, &arguments)?;
+    let mut writer = until("the daemon reads its settings", || {
+        let mut options = File::options();
+        let options = options.write(true).custom_flags(libc::O_NONBLOCK);
+        options.open(&settings).ok()
+    })?;
+    refuse_map_of(daemon.pid(), ENTRIES, move || {
+        write!(writer, "[kernel_cache]\nentries = {ENTRIES}\n")?;
+        Ok(())
+    })?;
+    daemon.wait_ready()?;
+    daemon.wait_attached(interface)?;
+
+    for transport in ["+notcp", "+notcp", "+notcp", "+tcp"] {
+        let reply = lab.dig(&format!("{transport} @10.30.30.30 www.example.test"))?;
+        assert!(reply.contains("192.0.2.80"), "{reply}");
+    }
+
+    assert_eq!(answered(&daemon)?, 0);
+    let log = daemon.log();
+    assert_eq!(
+        log.matches("the kernel cannot keep answers").count(),
+        1,
+        "{log}"
+    );
+    assert!(!log.contains("the kernel keeps answers"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn absurd_sizes_of_the_kernels_cache_are_told_with_those_that_can_be() -> Result<()> {
+    let namespace = Namespace::new("absurd")?;
+    for size in [
+        "0",
+        "15",
+        "-1",
+        "1048577",
+        "4294967295",
+        "4294967296",
+        "99999999999999999999",
+    ] {
+        let exit = interceptor(&namespace, &["run", &format!("--kernel-cache={size}")])?;
+        let expected = format!("{size} is out of range; it can be `on`, `off` or 16 to 1048576");
+        assert_ne!(exit.code, Some(0), "{size}");
+        assert!(exit.stderr.contains(&expected), "{size}: {exit:?}");
+        assert_eq!(exit.stderr.lines().count(), 1, "{size}: {exit:?}");
+    }
     Ok(())
 }
 
