@@ -1,7 +1,7 @@
 //! Interception: kernel half, reader, netstack and rules, wired together, and what of the host they depend on.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -40,6 +40,7 @@ pub(super) struct Interception {
     pub(super) rulebook: Arc<Rulebook>,
     /// The answers that the kernel gives, where there is a kernel half.
     pub(super) answers: Option<Arc<Answers>>,
+    are_answers_stated: Arc<Once>,
     pub(super) netstack: netstack::Handle,
     /// The reader device.
     pub(super) device: Device,
@@ -59,6 +60,9 @@ impl Interception {
     pub(super) async fn review(&self) {
         let mut routing = self.routing.lock().await;
         let tunnels = self.tunnels().await;
+        if !tunnels.is_empty() {
+            self.state_answers();
+        }
         routing.review(&tunnels, &self.rulebook).await;
         let mut taps = self.taps.lock().await;
         if let Err(error) = taps.routed_directly(routing.is_direct()) {
@@ -67,6 +71,15 @@ impl Interception {
         let reader = u32::from(READER_MTU);
         let mtu = taps.smallest_mtu().map_or(reader, |mtu| mtu.min(reader));
         self.netstack.set_mtu(mtu as usize);
+    }
+
+    /// Says once how many answers the kernel keeps. Without tunnels there is nobody whom it could give them.
+    fn state_answers(&self) {
+        if let Some(answers) = self.answers.as_ref().filter(|it| it.capacity() > 0) {
+            let (entries, mib) = (answers.capacity(), answers.memory() >> 20);
+            self.are_answers_stated
+                .call_once(|| info!(entries, mib, "the kernel keeps answers"));
+        }
     }
 }
 
@@ -139,10 +152,6 @@ impl Groundwork {
             .context("cannot follow the host's interfaces")?;
         let mut taps = Taps::new(config, kernel.clone(), &device);
         taps.start(&present)?;
-        if let Some(answers) = answers.as_ref().filter(|it| it.capacity() > 0) {
-            let (entries, mib) = (answers.capacity(), answers.memory() >> 20);
-            info!(entries, mib, "the kernel keeps answers");
-        }
         let uses = answers.clone().map(|answers| {
             let following = follow_uses(answers, Arc::clone(dns));
             AbortOnDropHandle::new(tokio::spawn(following))
@@ -154,9 +163,13 @@ impl Groundwork {
             routing: Arc::new(AsyncMutex::new(routing)),
             rulebook: Arc::new(rulebook),
             answers,
+            are_answers_stated: Arc::new(Once::new()),
             netstack,
             device,
         };
+        if !config.interfaces.is_empty() {
+            interception.state_answers();
+        }
         interception.review().await;
         kernel::release_unused();
         Ok(Host::new(interception, uses, links, routes))

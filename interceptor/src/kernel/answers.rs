@@ -33,7 +33,8 @@ struct State {
     permit: Permit,
 }
 
-/// The time before which everything that an answer is made of was known; answers of a time before a flush are none.
+/// What the kernel was told last of which answers count: those that are offered with it are taken until
+/// [all are forgotten](Answers::forget_all) the next time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Edition(Permit);
 
@@ -116,7 +117,8 @@ impl Answers {
         u64::from(self.capacity()) * Self::entry_memory()
     }
 
-    /// What holds at the moment; to be taken before an answer is looked up or asked for.
+    /// What holds at the moment. An answer that might be forgotten between this call and the offer must have been looked up
+    /// after this call; the DNS service lets nothing be forgotten while it offers.
     pub fn edition(&self) -> Edition {
         Edition(self.state().permit)
     }

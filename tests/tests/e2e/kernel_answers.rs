@@ -169,6 +169,33 @@ fn where_the_kernel_refuses_the_map_of_answers_it_is_said_once_and_all_is_answer
 }
 
 #[test]
+fn that_the_kernel_keeps_answers_is_said_once_there_is_a_tunnel_and_only_then() -> Result<()> {
+    const SAID: &str = "the kernel keeps answers";
+    let lab = Lab::client_with_tunnel()?;
+    let interface = lab.tunnel.client_interface();
+    let file = NamedTempFile::new()?;
+    let write = |tunnels: &str| {
+        let tunnels = format!("[tunnel]\ninterfaces = [{tunnels}]\n");
+        let dns = "[dns]\nupstreams = [\"udp://192.0.2.53\"]\n";
+        fs::write(file.path(), tunnels + dns)
+    };
+    write("")?;
+    let path = file.path().to_string_lossy();
+    let mut daemon = Daemon::start(&lab.client, &["--config", &path])?;
+    assert!(!daemon.log().contains(SAID), "{}", daemon.log());
+
+    let tunnel = format!("\"{interface}\"");
+    for tunnels in [&tunnel, "", &tunnel] {
+        write(tunnels)?;
+        daemon.ask(&["reload"])?;
+    }
+
+    daemon.wait_log(SAID)?;
+    assert_eq!(daemon.log().matches(SAID).count(), 1, "{}", daemon.log());
+    Ok(())
+}
+
+#[test]
 fn absurd_sizes_of_the_kernels_cache_are_told_with_those_that_can_be() -> Result<()> {
     let namespace = Namespace::new("absurd")?;
     for size in [
