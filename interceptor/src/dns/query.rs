@@ -11,7 +11,8 @@ use super::padding;
 use super::reply::Reply;
 use super::wire::{
     BARE_OPT_LEN, Echo, ExtendedError, Flags, HEADER_LEN, Header, MAX_UDP_PAYLOAD, MIN_UDP_PAYLOAD,
-    OPTION_COOKIE, Opt, Question, Rcode, Scan, WireError, append_opt, put_u16, u16_at,
+    NEIGHBOURS_OPTIONS, OPTION_COOKIE, Opt, Question, Rcode, Scan, WireError, append_opt, put_u16,
+    u16_at,
 };
 
 /// Zone transfer of changes (RFC 1995).
@@ -202,7 +203,10 @@ impl<'a> Query<'a> {
         path.min(usize::from(client))
     }
 
-    /// What an upstream is asked: the query with the flags that concern an upstream, and our own UDP payload size.
+    /// What an upstream is asked: the query with the flags that concern an upstream, and an OPT record of our own, with
+    /// our UDP payload size, the client's DO and those of its options that are not between it and us.
+    ///
+    /// What other records follow, such as a signature, is left as it is.
     pub fn request(&self) -> Request {
         let mut wire = self.wire.to_vec();
         let kept = Flags::RECURSION_DESIRED
@@ -210,8 +214,25 @@ impl<'a> Query<'a> {
             .with(Flags::CHECKING_DISABLED);
         put_u16(&mut wire, 0, 0);
         put_u16(&mut wire, 2, self.header.flags.only(kept).0);
-        if let Some(opt) = self.opt {
-            put_u16(&mut wire, opt.udp_size_at(), MAX_UDP_PAYLOAD);
+        match self.opt {
+            Some(opt) if opt.end == wire.len() => {
+                let options = {
+                    let mut stripped = Cow::Borrowed(&*wire);
+                    let opt = NEIGHBOURS_OPTIONS
+                        .iter()
+                        .fold(opt, |opt, code| opt.without_option(&mut stripped, *code));
+                    let options = stripped.get(opt.start + BARE_OPT_LEN..opt.end);
+                    options.unwrap_or_default().to_vec()
+                };
+                wire.truncate(opt.start);
+                put_u16(&mut wire, 10, opt.preceding);
+                append_opt(&mut wire, 0, opt.dnssec_ok, None);
+                let length_at = wire.len() - 2;
+                put_u16(&mut wire, length_at, options.len() as u16);
+                wire.extend_from_slice(&options);
+            }
+            None if self.header.records == [0; 3] => append_opt(&mut wire, 0, false, None),
+            Some(_) | None => {}
         }
         Request {
             wire: wire.into(),
@@ -333,9 +354,27 @@ impl Request {
         wire
     }
 
-    /// The same request, padded to a multiple of `block` octets where that can be (RFC 8467).
+    /// The same request without its OPT record, for who does not know EDNS; `None` where it has none, or where a record
+    /// follows it.
+    pub fn without_opt(&self) -> Option<Self> {
+        let opt = self.opt().filter(|opt| opt.end == self.wire.len())?;
+        let mut wire = self.wire.to_vec();
+        wire.truncate(opt.start);
+        put_u16(&mut wire, 10, opt.preceding);
+        Some(Self {
+            wire: wire.into(),
+            question: self.question,
+            is_exact: self.is_exact,
+            cookie: None,
+        })
+    }
+
+    /// The same request, padded to a multiple of `block` octets where it has an OPT record for that (RFC 8467).
     #[must_use]
     pub fn padded(&self, block: usize) -> Self {
+        if self.opt().is_none() {
+            return self.clone();
+        }
         let mut wire = self.wire.to_vec();
         padding::pad(&mut wire, block);
         Self {
@@ -370,11 +409,7 @@ impl Request {
     /// The same request with our cookie for the upstream and the one that it has given, in place of any other; `None`
     /// where there is no OPT record at the end that could have them.
     pub fn with_cookie(&self, ours: [u8; 8], server: &[u8]) -> Option<Self> {
-        let header = Header::parse(&self.wire)?;
-        let opt = Scan::of(&self.wire, header).opt?;
-        if opt.end != self.wire.len() {
-            return None;
-        }
+        let opt = self.opt().filter(|opt| opt.end == self.wire.len())?;
         let mut wire = Cow::Borrowed(&*self.wire);
         let opt = opt.without_option(&mut wire, OPTION_COOKIE);
         let mut wire = wire.into_owned();
@@ -406,6 +441,11 @@ impl Request {
     /// Name, type and class in wire form.
     pub fn question_octets(&self) -> &[u8] {
         self.wire.get(self.question.range()).unwrap_or_default()
+    }
+
+    fn opt(&self) -> Option<Opt> {
+        let header = Header::parse(&self.wire)?;
+        Scan::of(&self.wire, header).opt
     }
 }
 
@@ -678,6 +718,54 @@ mod tests {
         assert!(parsed.metadata.authentic_data);
         assert!(parsed.metadata.checking_disabled);
         assert_eq!(request.len(), query.len());
+    }
+
+    #[test]
+    fn an_upstream_gets_our_opt_where_the_client_has_none() {
+        let query = testing::query("bare.example.", "A");
+        let request = Query::parse(&query).unwrap().request();
+        let parsed = Message::from_vec(&request.with_id(7)).unwrap();
+        let edns = parsed.edns.unwrap();
+        assert_eq!(edns.max_payload(), MAX_UDP_PAYLOAD);
+        assert!(!edns.flags().dnssec_ok);
+        let plain = request.without_opt().unwrap();
+        assert_eq!(plain.with_id(7)[2..], query[2..]);
+        assert_eq!(plain.without_opt(), None);
+        assert_eq!(plain.padded(128), plain);
+    }
+
+    #[test]
+    fn an_upstream_gets_the_clients_do_and_the_options_that_are_for_it() {
+        let with = |header: [u8; 6], options: &[&[u8]]| {
+            let mut query = testing::query("www.example.", "A");
+            query[11] = 1;
+            query.extend_from_slice(&[0, 0, 41]);
+            query.extend_from_slice(&header);
+            let options = options.concat();
+            query.extend_from_slice(&(options.len() as u16).to_be_bytes());
+            query.extend_from_slice(&options);
+            query
+        };
+        let (nsid, cookie) = ([0, 3, 0, 0], [0, 10, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8]);
+        let (keepalive, padding) = ([0, 11, 0, 0], [0, 12, 0, 2, 0, 0]);
+        let (subnet, other) = ([0, 8, 0, 4, 0, 1, 0, 0], [0xfd, 0xe9, 0, 1, 7]);
+        let asked = with(
+            [0xff, 0xff, 7, 0, 0xff, 0xff],
+            &[&nsid, &subnet, &cookie, &keepalive, &other, &padding],
+        );
+        let sent = Query::parse(&asked).unwrap().request().with_id(0);
+        let expected = with([4, 0xd0, 0, 0, 0x80, 0], &[&subnet, &other]);
+        assert_eq!(sent[4..], expected[4..]);
+    }
+
+    #[test]
+    fn a_signed_query_gets_no_opt_of_ours() {
+        let mut query = testing::query("signed.example.", "A");
+        query[11] = 1;
+        query.extend_from_slice(&[0, 0, 250, 0, 255, 0, 0, 0, 0, 0, 0]);
+        let request = Query::parse(&query).unwrap().request();
+        assert_eq!(request.with_id(0)[4..], query[4..]);
+        assert_eq!(request.without_opt(), None);
     }
 
     #[test]

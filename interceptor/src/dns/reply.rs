@@ -8,8 +8,8 @@ use super::padding;
 use super::query::Request;
 use super::wire::MAX_UDP_PAYLOAD;
 use super::wire::{
-    BARE_OPT_LEN, Flags, Header, OPTION_COOKIE, Opt, Question, Rcode, Scan, WireError, append_opt,
-    put_u16, set_rcode,
+    BARE_OPT_LEN, Flags, Header, NEIGHBOURS_OPTIONS, OPTION_COOKIE, Opt, Question, Rcode, Scan,
+    WireError, append_opt, put_u16, set_rcode,
 };
 
 /// A well-formed reply to a request.
@@ -148,7 +148,8 @@ impl Reply {
         self
     }
 
-    /// The message with the client's `id`, its `question` and OPT exactly when `client_opt` is there.
+    /// The message with the client's `id`, its `question` and OPT exactly when `client_opt` is there, without options that
+    /// were between the upstream and us.
     pub(super) fn into_octets(self, id: u16, question: &[u8], client_opt: Option<Opt>) -> Vec<u8> {
         let rcode = self.rcode();
         let mut wire = self.wire;
@@ -159,7 +160,14 @@ impl Reply {
             octets.copy_from_slice(question);
         }
         match (client_opt, self.opt) {
-            (Some(_), Some(opt)) => put_u16(&mut wire, opt.udp_size_at(), MAX_UDP_PAYLOAD),
+            (Some(_), Some(opt)) => {
+                put_u16(&mut wire, opt.udp_size_at(), MAX_UDP_PAYLOAD);
+                let mut stripped = Cow::Owned(wire);
+                NEIGHBOURS_OPTIONS
+                    .iter()
+                    .fold(opt, |opt, code| opt.without_option(&mut stripped, *code));
+                wire = stripped.into_owned();
+            }
             // The longest messages have no room for it; without OPT they are whole.
             (Some(client), None) if u16::try_from(wire.len() + BARE_OPT_LEN).is_ok() => {
                 append_opt(&mut wire, 0, client.dnssec_ok, None);
@@ -258,6 +266,23 @@ mod tests {
             assert_eq!(message.edns.unwrap().max_payload(), MAX_UDP_PAYLOAD);
             assert_eq!(message.answers.len(), 2);
         }
+    }
+
+    #[test]
+    fn a_client_gets_no_options_that_are_between_the_upstream_and_us() {
+        let query = testing::edns_query("options.example.", "A", 1232);
+        let with = |options: &[&[u8]]| {
+            let mut reply = testing::reply_of(&query, 1);
+            let length_at = reply.len() - 2;
+            let options = options.concat();
+            put_u16(&mut reply, length_at, options.len() as u16);
+            reply.extend_from_slice(&options);
+            reply
+        };
+        let (keepalive, padding) = ([0, 11, 0, 2, 0, 100], [0, 12, 0, 3, 0, 0, 0]);
+        let extended = [0, 15, 0, 2, 0, 3];
+        let octets = adapt(&query, &with(&[&keepalive, &extended, &padding]));
+        assert_eq!(octets, with(&[&extended]));
     }
 
     #[test]

@@ -517,7 +517,7 @@ impl Answer {
     }
 }
 
-/// Asks for `key`, once more without EDNS where that may help.
+/// Asks for `key` on behalf of all who ask for it.
 async fn forward(
     forwarder: &Forwarder,
     key: &Key,
@@ -525,17 +525,14 @@ async fn forward(
     transport: Transport,
     arrived: Instant,
 ) -> Result<Reply, Failure> {
-    let request = |edns| {
-        let key = key.as_ref();
-        let (dnssec_ok, unchecked) = (key.is_dnssec_ok(), key.is_checking_disabled());
-        Request::shared(question, dnssec_ok, unchecked, edns)
-    };
-    let outcome = forwarder.forward(&request(true), transport, arrived).await;
-    if !matches!(&outcome, Ok(reply) if reply.may_lack_edns()) {
-        return outcome;
-    }
-    let plain = forwarder.forward(&request(false), transport, arrived).await;
-    plain.or(outcome)
+    let key = key.as_ref();
+    let request = Request::shared(
+        question,
+        key.is_dnssec_ok(),
+        key.is_checking_disabled(),
+        true,
+    );
+    forwarder.forward(&request, transport, arrived).await
 }
 
 /// What a step that was decided by what is remembered is called.

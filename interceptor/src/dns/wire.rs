@@ -21,6 +21,10 @@ pub const BARE_OPT_LEN: usize = 11;
 /// The cookie option (RFC 7873 §4).
 pub const OPTION_COOKIE: u16 = 10;
 
+/// Options that are between two neighbours and go no further: NSID, COOKIE, TCP-KEEPALIVE and PADDING (RFC 5001 §2.1, RFC
+/// 7873 §5, RFC 7828 §3, RFC 7830 §6).
+pub const NEIGHBOURS_OPTIONS: [u16; 4] = [3, OPTION_COOKIE, 11, 12];
+
 /// Octets of the longest name (RFC 1035 §3.1).
 pub const MAX_NAME_LEN: usize = 255;
 

@@ -65,26 +65,55 @@ async fn an_upstream_is_asked_the_same_whoever_asks() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_does_not_know_edns_is_asked_without() {
+async fn an_upstream_that_does_not_know_edns_is_asked_without_and_remembered() {
     let upstream = FakeUpstream::bind().await;
     let (server, _clock) = remembering(&upstream, |_| {});
-    let script = async {
-        loop {
-            let (asked, client) = upstream.receive().await;
-            let is_plain = parse(&asked).edns.is_none();
-            let mut reply = reply_of(&query("old.example.", "A"), usize::from(is_plain));
-            reply[..2].copy_from_slice(&asked[..2]);
-            reply[3] |= u8::from(!is_plain);
-            upstream.udp.send_to(&reply, client).await.unwrap();
-            if is_plain {
-                return;
+    for (name, with_edns) in [
+        ("old.example.", vec![true, false]),
+        ("older.example.", vec![false]),
+    ] {
+        let script = async {
+            let mut seen = Vec::new();
+            loop {
+                let (asked, client) = upstream.receive().await;
+                let is_plain = parse(&asked).edns.is_none();
+                seen.push(!is_plain);
+                let mut reply = reply_of(&query(name, "A"), usize::from(is_plain));
+                reply[..2].copy_from_slice(&asked[..2]);
+                reply[3] |= u8::from(!is_plain);
+                upstream.udp.send_to(&reply, client).await.unwrap();
+                if is_plain {
+                    return seen;
+                }
             }
-        }
-    };
-    let asked = edns_query("old.example.", "A", 1232);
-    let (reply, ()) = tokio::join!(ask(&server, &asked), script);
-    assert_eq!(parse(&reply).answers.len(), 1);
-    assert!(parse(&reply).edns.is_some());
+        };
+        let asked = edns_query(name, "A", 1232);
+        let (reply, seen) = tokio::join!(ask(&server, &asked), script);
+        assert_eq!(parse(&reply).answers.len(), 1);
+        assert!(parse(&reply).edns.is_some());
+        assert_eq!(seen, with_edns);
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_refuses_one_question_with_edns_and_without_is_asked_the_next_with() {
+    let upstream = FakeUpstream::bind().await;
+    let (server, _clock) = remembering(&upstream, |_| {});
+    for name in ["bad.example.", "worse.example."] {
+        let script = async {
+            for with_edns in [true, false] {
+                let (asked, client) = upstream.receive().await;
+                assert_eq!(parse(&asked).edns.is_some(), with_edns);
+                let mut reply = reply_of(&query(name, "A"), 0);
+                reply[..2].copy_from_slice(&asked[..2]);
+                reply[3] |= 1;
+                upstream.udp.send_to(&reply, client).await.unwrap();
+            }
+        };
+        let asked = edns_query(name, "A", 1232);
+        let (reply, ()) = tokio::join!(ask(&server, &asked), script);
+        assert_eq!(parse(&reply).metadata.response_code, ResponseCode::FormErr);
+    }
 }
 
 #[tokio::test]

@@ -166,8 +166,7 @@ mod tests {
     #[test]
     fn a_query_without_edns_has_no_cookie_and_a_clients_own_goes_no_further() {
         let cookies = Cookies::new();
-        let bare = testing::query("www.example.", "A");
-        let bare = Query::parse(&bare).unwrap().request();
+        let bare = request().without_opt().unwrap();
         assert_eq!(cookies.add(&bare), None);
         let once = cookies.add(&request()).unwrap();
         assert_eq!(cookies.add(&once), Some(once));

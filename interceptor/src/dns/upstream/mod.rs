@@ -3,6 +3,7 @@
 mod bootstrap;
 mod certificate;
 mod cookies;
+mod edns;
 mod encrypted;
 mod encrypted_url;
 pub(super) mod forward;
@@ -31,6 +32,7 @@ use tracing::{debug, info, warn};
 
 use self::bootstrap::Bootstrap;
 pub use self::certificate::CertificateFacts;
+use self::edns::Edns;
 use self::encrypted::Encrypted;
 pub use self::encrypted_url::{EncryptedUrl, Method, Roots, Scheme, Trust};
 use self::health::{Cause, Change, Health};
@@ -67,6 +69,7 @@ pub(super) struct Upstream {
     bootstrap: Option<Arc<Bootstrap>>,
     meter: UpstreamMeter,
     health: Health,
+    edns: Edns,
     /// What it had no good answer to where another upstream had one, the last of these.
     misjudged: Mutex<Option<Request>>,
 }
@@ -108,6 +111,7 @@ impl Upstream {
             bootstrap,
             meter: UpstreamMeter::default(),
             health: Health::default(),
+            edns: Edns::default(),
             misjudged: Mutex::default(),
         }
     }
@@ -195,7 +199,42 @@ impl Upstream {
         }
     }
 
+    /// Asks with EDNS where the upstream is not known to lack it, and once more without where that may help (RFC 6891 §7).
     async fn ask(&self, request: &Request, transport: Transport) -> io::Result<Reply> {
+        if self.edns.is_lacking(Instant::now())
+            && let Some(plain) = request.without_opt()
+        {
+            return Box::pin(self.ask_once(&plain, transport)).await;
+        }
+        let reply = self.ask_once(request, transport).await?;
+        if !reply.may_lack_edns() {
+            return Ok(reply);
+        }
+        // Apart, so that the many queries that need no more than one attempt need not have room for it.
+        Box::pin(self.ask_without_edns(request, transport, reply)).await
+    }
+
+    /// Asks without EDNS after `refusal`, and remembers where it was EDNS that was refused.
+    async fn ask_without_edns(
+        &self,
+        request: &Request,
+        transport: Transport,
+        refusal: Reply,
+    ) -> io::Result<Reply> {
+        let Some(plain) = request.without_opt() else {
+            return Ok(refusal);
+        };
+        match self.ask_once(&plain, transport).await {
+            Ok(reply) if !reply.may_lack_edns() => {
+                self.edns.lacks(Instant::now());
+                debug!(upstream = %self.url.label(), "upstream does not know EDNS");
+                Ok(reply)
+            }
+            Ok(_) | Err(_) => Ok(refusal),
+        }
+    }
+
+    async fn ask_once(&self, request: &Request, transport: Transport) -> io::Result<Reply> {
         self.meter.sent.add();
         let started = Instant::now();
         let ignored = &self.meter.ignored;
