@@ -218,6 +218,59 @@ async fn in_parallel_the_next_one_is_asked_where_none_of_the_first_is_good() {
 }
 
 #[tokio::test]
+async fn in_parallel_who_is_silent_while_others_answer_goes_down_and_is_left_alone() {
+    let (silent, right) = (FakeUpstream::bind().await, Scripted::start(1).await);
+    let server = Server::new(
+        DnsConfig {
+            strategy: Strategy::Parallel(2),
+            attempt_timeout: Duration::from_millis(50),
+            ..config(&[silent.url(), right.url()])
+        },
+        Bypass::new(0, None),
+        None,
+    );
+    let gone_down = async {
+        while server.counters().upstreams[0].state == State::Up {
+            assert_eq!(answered(&server, "before.example.").await, 1);
+        }
+    };
+    timeout(PATIENCE, gone_down).await.unwrap();
+
+    for _ in 0..5 {
+        assert_eq!(answered(&server, "after.example.").await, 1);
+    }
+
+    let mut asked = [0; 512];
+    while let Ok((length, _)) = silent.udp.try_recv_from(&mut asked) {
+        let asked = asked[..length].to_ascii_lowercase();
+        assert!(!asked.windows(5).any(|it| it == b"after"));
+    }
+}
+
+#[tokio::test]
+async fn in_parallel_who_fails_after_another_has_answered_goes_down_as_well() {
+    let (late, right) = (FakeUpstream::bind().await, Scripted::start(1).await);
+    let server = Server::new(
+        DnsConfig {
+            strategy: Strategy::Parallel(2),
+            ..config(&[late.url(), right.url()])
+        },
+        Bypass::new(0, None),
+        None,
+    );
+    for number in 0..3 {
+        assert_eq!(answered(&server, &format!("n{number}.example.")).await, 1);
+        late.fail_once(2).await;
+    }
+    let gone_down = async {
+        while server.counters().upstreams[0].state == State::Up {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, gone_down).await.unwrap();
+}
+
+#[tokio::test]
 async fn round_robin_asks_each_in_its_turn() {
     let upstreams = [Scripted::start(1).await, Scripted::start(2).await];
     let server = Server::new(

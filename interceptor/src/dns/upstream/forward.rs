@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use super::Upstream;
@@ -23,12 +24,16 @@ use crate::rules::Transport;
 /// The least time from the start of one round to the next, so that a network that fails at once has time to recover.
 const ROUND_INTERVAL: Duration = Duration::from_millis(200);
 
+/// Queries of a group that have their answer and still have other upstreams listened to, at most.
+const MAX_AFTERMATHS: usize = 64;
+
 /// Asks the upstreams of a group until one has a good answer.
 pub(in crate::dns) struct Forwarder {
     order: Order,
     fail_on: FailOn,
     timing: Timing,
     randomizes_case: bool,
+    aftermaths: Arc<Semaphore>,
 }
 
 /// How long and how often upstreams are asked.
@@ -63,6 +68,7 @@ impl Forwarder {
             fail_on,
             timing,
             randomizes_case: false,
+            aftermaths: Arc::new(Semaphore::new(MAX_AFTERMATHS)),
         }
     }
 
@@ -106,15 +112,15 @@ impl Forwarder {
         Box::pin(async move {
             let mut turns = Turns::new(self.order.from(index), self.timing.rounds);
             turns.next();
-            let race = Race::new(turns, vec![index], asked, give_up, &self.timing);
-            let attempts = FuturesUnordered::from_iter([first]);
-            self.persist(request, transport, race, attempts, alarm)
+            let mut race = Race::new(turns, vec![index], asked, give_up, &self.timing);
+            let mut attempts = FuturesUnordered::from_iter([first]);
+            self.persist(request, transport, &mut race, &mut attempts, alarm)
                 .await
         })
         .await
     }
 
-    /// Asks several at once, `first` among them.
+    /// Asks several at once, `first` among them, and nobody who is down.
     async fn ask_many(
         &self,
         request: &Request,
@@ -124,26 +130,73 @@ impl Forwarder {
         give_up: Instant,
     ) -> Result<Reply, Failure> {
         let order = self.order.from(first);
-        let breadth = self.order.breadth().min(order.len());
+        let breadth = self.order.breadth().min(self.order.count_up()).max(1);
         let mut turns = Turns::new(order, self.timing.rounds);
         let latest: Vec<usize> = (0..breadth).filter_map(|_| turns.next()).collect();
-        let attempts: FuturesUnordered<_> = latest
+        let mut attempts: FuturesUnordered<BoxFuture<'static, Attempt>> = latest
             .iter()
             .map(|index| self.attempt(*index, request, None).boxed())
             .collect();
-        let race = Race::new(turns, latest, asked, give_up, &self.timing);
+        let mut race = Race::new(turns, latest, asked, give_up, &self.timing);
         let alarm = pin!(sleep_until(self.due(asked, give_up)));
-        self.persist(request, transport, race, attempts, alarm)
-            .await
+        let outcome = self
+            .persist(request, transport, &mut race, &mut attempts, alarm)
+            .await;
+        if matches!(&outcome, Ok(reply) if self.is_good(reply)) && !race.latest.is_empty() {
+            self.see_out(request.clone(), &race, attempts);
+        }
+        outcome
+    }
+
+    /// Listens for those who were asked beside the one that had a good answer, for as long as an attempt may take: silence
+    /// and failures count as they do elsewhere.
+    fn see_out(
+        &self,
+        request: Request,
+        race: &Race,
+        mut attempts: FuturesUnordered<BoxFuture<'static, Attempt>>,
+    ) {
+        let Ok(permit) = Arc::clone(&self.aftermaths).try_acquire_owned() else {
+            return;
+        };
+        let (fail_on, due) = (self.fail_on, self.due(race.asked, race.give_up));
+        let patience = due - race.asked;
+        let upstreams = race.latest.iter();
+        let upstreams =
+            upstreams.map(|index| (*index, Arc::clone(&self.order.upstreams()[*index])));
+        let mut awaited: Vec<(usize, Arc<Upstream>)> = upstreams.collect();
+        tokio::spawn(async move {
+            let listening = async {
+                while let Some(attempt) = attempts.next().await {
+                    let at = awaited
+                        .iter()
+                        .position(|(index, _)| *index == attempt.index);
+                    let Some((_, upstream)) = at.map(|at| awaited.swap_remove(at)) else {
+                        continue;
+                    };
+                    if let Ok(reply) = attempt.outcome
+                        && fail_on.contains(reply.rcode())
+                    {
+                        upstream.was_wrong(reply.rcode(), &request);
+                    }
+                }
+            };
+            if timeout_at(due, listening).await.is_err() {
+                for (_, upstream) in awaited {
+                    upstream.timed_out(patience, fail_on.timeout);
+                }
+            }
+            drop(permit);
+        });
     }
 
     /// Goes on with the first `attempts`, where one did not settle it by itself.
-    async fn persist<'a>(
-        &'a self,
-        request: &'a Request,
+    async fn persist(
+        &self,
+        request: &Request,
         transport: Transport,
-        mut race: Race,
-        mut attempts: FuturesUnordered<BoxFuture<'a, Attempt>>,
+        race: &mut Race,
+        attempts: &mut FuturesUnordered<BoxFuture<'_, Attempt>>,
         mut alarm: Pin<&mut Sleep>,
     ) -> Result<Reply, Failure> {
         let mut ask_next = false;
@@ -160,11 +213,10 @@ impl Forwarder {
                     race.round_due =
                         Instant::now() + self.timing.attempt_timeout.min(ROUND_INTERVAL);
                 }
-                let next = race.turns.next();
-                race.latest.clear();
-                race.latest.extend(next);
-                match next {
+                match race.turns.next() {
                     Some(index) => {
+                        race.no_longer_awaits(index);
+                        race.latest.push(index);
                         attempts.push(self.attempt(index, request, None).boxed());
                         race.asked = Instant::now();
                         alarm.as_mut().reset(self.due(race.asked, race.give_up));
@@ -189,10 +241,12 @@ impl Forwarder {
                         }
                     }
                     Ok(reply) if self.is_good(&reply) => {
+                        race.no_longer_awaits(attempt.index);
                         self.blame(&race.faults, request);
                         return Ok(reply);
                     }
                     outcome => {
+                        race.no_longer_awaits(attempt.index);
                         race.retries -= usize::from(attempt.is_retry);
                         match outcome {
                             Ok(reply) => {
@@ -217,7 +271,7 @@ impl Forwarder {
                 }
             }
         }
-        match race.fallback {
+        match race.fallback.take() {
             Some(reply) if transport == Transport::Udp || !reply.is_truncated() => Ok(reply),
             None if attempts.is_empty() && race.failed => Err(Failure::Network),
             _ => Err(Failure::Unreachable),
@@ -271,27 +325,32 @@ impl Forwarder {
     }
 
     /// One exchange with the upstream at `index`, over its own transport or once more over `transport`.
-    async fn attempt(
+    fn attempt(
         &self,
         index: usize,
         request: &Request,
         transport: Option<Transport>,
-    ) -> Attempt {
-        let upstream = &self.order.upstreams()[index];
+    ) -> impl Future<Output = Attempt> + Send + use<> {
+        let upstream = Arc::clone(&self.order.upstreams()[index]);
         let is_retry = transport.is_some();
         let transport = transport.unwrap_or_else(|| upstream.transport());
-        let cased =
-            (self.randomizes_case && transport == Transport::Udp).then(|| request.in_random_case());
-        let request = cased.as_ref().unwrap_or(request);
-        let outcome = upstream.exchange(request, transport).await;
-        if matches!(&outcome, Ok(reply) if !self.fail_on.contains(reply.rcode())) {
-            upstream.did_well();
-        }
-        Attempt {
-            index,
-            transport,
-            is_retry,
-            outcome,
+        let request = if self.randomizes_case && transport == Transport::Udp {
+            request.in_random_case()
+        } else {
+            request.clone()
+        };
+        let fail_on = self.fail_on;
+        async move {
+            let outcome = upstream.exchange(&request, transport).await;
+            if matches!(&outcome, Ok(reply) if !fail_on.contains(reply.rcode())) {
+                upstream.did_well();
+            }
+            Attempt {
+                index,
+                transport,
+                is_retry,
+                outcome,
+            }
         }
     }
 }
@@ -342,6 +401,11 @@ impl Race {
             failed: false,
             retries: 0,
         }
+    }
+
+    /// Notes that the upstream at `index` has had its say, or has it anew.
+    fn no_longer_awaits(&mut self, index: usize) {
+        self.latest.retain(|it| *it != index);
     }
 
     /// Whether every upstream has said what it has to say.

@@ -52,6 +52,12 @@ impl Order {
         }
     }
 
+    /// How many are not down.
+    pub(super) fn count_up(&self) -> usize {
+        let upstreams = self.upstreams.iter();
+        upstreams.filter(|it| !it.health.is_down()).count()
+    }
+
     /// Who is asked first.
     pub(super) fn first(&self, now: Instant) -> Result<usize, AllDown> {
         let count = self.upstreams.len();
