@@ -14,8 +14,8 @@ use tracing::trace;
 
 use super::h3_bounds::{Bounded, HEADERS_MAX};
 use super::http_message::{Body, Requests, age, check};
-use super::quic::QuicDial;
-use super::session::{Broken, Open, Session};
+use super::quic::{QuicDial, traffic};
+use super::session::{Broken, Open, Session, Traffic};
 
 /// H3_NO_ERROR (RFC 9114 §8.1).
 const NO_ERROR: VarInt = VarInt::from_u32(0x100);
@@ -85,6 +85,10 @@ impl Session for H3Session {
             body.push(chunk).map_err(Broken::Exchange)?;
         }
         Ok(body.message(age))
+    }
+
+    fn traffic(&self) -> Option<Traffic> {
+        Some(traffic(&self.connection))
     }
 
     async fn ended(&self) {

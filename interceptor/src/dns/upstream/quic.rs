@@ -13,7 +13,7 @@ use quinn::{
 };
 
 use super::encrypted_url::EncryptedUrl;
-use super::session::{Broken, Open, Session};
+use super::session::{Broken, Open, Session, Traffic};
 use super::tls::{Tls, first};
 use crate::bypass::Bypass;
 
@@ -121,12 +121,26 @@ impl Session for QuicSession {
         Ok(message.into())
     }
 
+    fn traffic(&self) -> Option<Traffic> {
+        Some(traffic(&self.connection))
+    }
+
     async fn ended(&self) {
         self.connection.closed().await;
     }
 
     fn close(&self) {
         self.connection.close(NO_ERROR, b"");
+    }
+}
+
+/// What a QUIC connection has carried so far.
+pub(super) fn traffic(connection: &Connection) -> Traffic {
+    let stats = connection.stats();
+    Traffic {
+        sent: stats.udp_tx.datagrams,
+        received: stats.udp_rx.datagrams,
+        round_trip: stats.path.rtt,
     }
 }
 

@@ -1,14 +1,17 @@
 //! Exchanges on connections that give each a stream of its own (HTTP/2, HTTP/3, QUIC): one connection kept, and replaced
 //! when it dies.
 
+use std::future;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::{BoxFuture, Either, select};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::trace;
 
 use crate::dns::counters::Counter;
@@ -18,8 +21,12 @@ use crate::dns::reply::Reply;
 /// The ID of queries whose stream tells replies apart (RFC 8484 §4.1, RFC 9250 §4.2.1).
 const ID: u16 = 0;
 
-/// How often a query is asked, each time on another connection.
-const TRIES: usize = 2;
+/// For how many round trips nothing at all arrives on a connection, though something was sent, until another is tried
+/// beside it: the far end acknowledges what it is not ready to answer.
+const DEAF_ROUND_TRIPS: u32 = 4;
+
+/// Exchanges on one connection that nobody waits for any more, and that are still listened for.
+const MAX_FORSAKEN: usize = 1024;
 
 /// What a connection's life depends on.
 #[derive(Clone, Copy, Debug)]
@@ -30,12 +37,16 @@ struct Patience {
     idle: Duration,
     /// How long a connection may bring nothing while it owes replies; it is then taken for dead.
     silence: Duration,
+    /// For how long at least nothing at all arrives on a connection before another is tried beside it; a far end that is
+    /// busy takes as long now and then.
+    deaf: Duration,
 }
 
 const PATIENCE: Patience = Patience {
     open: Duration::from_secs(2),
     idle: Duration::from_secs(10),
     silence: Duration::from_secs(2),
+    deaf: Duration::from_millis(500),
 };
 
 /// Opens connections to one upstream.
@@ -55,11 +66,27 @@ pub(super) trait Session: Send + Sync + 'static {
     /// Sends one query on a stream of its own, and gives the reply.
     fn exchange(&self, query: Bytes) -> impl Future<Output = Result<Bytes, Broken>> + Send;
 
+    /// What has come and gone on the connection, where the transport tells.
+    fn traffic(&self) -> Option<Traffic> {
+        None
+    }
+
     /// Waits until the connection has ended.
     fn ended(&self) -> impl Future<Output = ()> + Send;
 
     /// Ends the connection.
     fn close(&self);
+}
+
+/// What a connection has carried at one moment, acknowledgements included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Traffic {
+    /// Datagrams that were sent.
+    pub(super) sent: u64,
+    /// Datagrams that came.
+    pub(super) received: u64,
+    /// How long the way there and back takes.
+    pub(super) round_trip: Duration,
 }
 
 /// What is broken when an exchange fails.
@@ -90,27 +117,51 @@ impl<O: Open> SessionUpstream<O> {
 
     /// Asks and waits for the reply; where the connection dies before it came, once more on another connection.
     pub(super) async fn exchange(&self, request: &Request, ignored: &Counter) -> io::Result<Reply> {
-        let query = Bytes::from(request.with_id(ID));
-        let mut failure = io::Error::from(io::ErrorKind::ConnectionAborted);
-        for _ in 0..TRIES {
-            let live = self.live().await?;
-            match live.exchange(query.clone(), self.patience.silence).await {
-                Ok(message) => {
-                    return Reply::parse(&message, ID, request).map_err(|reason| {
-                        trace!(%reason, "reply of an upstream ignored");
-                        ignored.add();
-                        io::Error::new(io::ErrorKind::InvalidData, reason)
-                    });
-                }
-                Err(Broken::Exchange(error)) => return Err(error),
-                Err(Broken::Connection(error)) => {
-                    trace!(%error, "connection to an upstream ended");
-                    live.end();
-                    failure = error;
+        let message = self.ask(Bytes::from(request.with_id(ID))).await?;
+        Reply::parse(&message, ID, request).map_err(|reason| {
+            trace!(%reason, "reply of an upstream ignored");
+            ignored.add();
+            io::Error::new(io::ErrorKind::InvalidData, reason)
+        })
+    }
+
+    /// The reply to `query`. While the connection brings nothing at all, another one is tried beside it, which later queries
+    /// take as well; what comes first counts.
+    async fn ask(&self, query: Bytes) -> io::Result<Bytes> {
+        let live = self.live().await?;
+        let before = live.session.traffic();
+        let first = std::pin::pin!(live.exchange(query.clone(), self.patience.silence));
+        let deaf = std::pin::pin!(live.goes_deaf(before, self.patience.deaf));
+        let outcome = match select(first, deaf).await {
+            Either::Left((Err(Broken::Connection(error)), _)) => {
+                trace!(%error, "connection to an upstream ended");
+                live.end();
+                Box::pin(self.ask_anew(query)).await
+            }
+            Either::Left((outcome, _)) => outcome,
+            Either::Right(((), first)) => {
+                trace!("connection to an upstream brings nothing");
+                live.leave();
+                match select(first, Box::pin(self.ask_anew(query))).await {
+                    Either::Left((Ok(message), _)) | Either::Right((Ok(message), _)) => Ok(message),
+                    Either::Left((Err(_), second)) => second.await,
+                    Either::Right((Err(_), first)) => first.await,
                 }
             }
+        };
+        outcome.map_err(|broken| match broken {
+            Broken::Connection(error) | Broken::Exchange(error) => error,
+        })
+    }
+
+    /// The same on another connection, for the last time.
+    async fn ask_anew(&self, query: Bytes) -> Result<Bytes, Broken> {
+        let live = self.live().await.map_err(Broken::Connection)?;
+        let outcome = live.exchange(query, self.patience.silence).await;
+        if matches!(outcome, Err(Broken::Connection(_))) {
+            live.end();
         }
-        Err(failure)
+        outcome
     }
 
     /// The connection there is, or a new one; all who wait for one wait for the same.
@@ -215,8 +266,25 @@ struct Use {
 }
 
 impl<S: Session> Live<S> {
+    /// Asks and waits for the reply, for as long as anything is brought. Where nobody waits any more, the reply is still
+    /// listened for: that it comes says that the connection lives, and that none comes says that it is dead.
     async fn exchange(self: &Arc<Self>, query: Bytes, silence: Duration) -> Result<Bytes, Broken> {
-        let _in_flight = InFlight::new(self);
+        let exchange = Box::pin(Arc::clone(self).carry(query, silence));
+        let mut pending = Pending {
+            exchange: Some(exchange),
+            live: Arc::clone(self),
+            silence,
+        };
+        let Some(exchange) = &mut pending.exchange else {
+            return Err(Broken::Exchange(io::ErrorKind::Other.into()));
+        };
+        let outcome = exchange.await;
+        pending.exchange = None;
+        outcome
+    }
+
+    async fn carry(self: Arc<Self>, query: Bytes, silence: Duration) -> Result<Bytes, Broken> {
+        let _in_flight = InFlight::new(&self);
         let mut exchange = std::pin::pin!(self.session.exchange(query));
         let asked = Instant::now();
         loop {
@@ -224,7 +292,7 @@ impl<S: Session> Live<S> {
             tokio::select! {
                 biased;
                 outcome = &mut exchange => {
-                    if outcome.is_ok() {
+                    if !matches!(outcome, Err(Broken::Connection(_))) {
                         self.lock().heard = Instant::now();
                     }
                     return outcome;
@@ -241,15 +309,62 @@ impl<S: Session> Live<S> {
         }
     }
 
+    /// Waits until the far end gives no sign of life, though it should, since the connection had carried `before`.
+    async fn goes_deaf(&self, mut before: Option<Traffic>, least: Duration) {
+        while let Some(earlier) = before {
+            sleep(least.max(earlier.round_trip * DEAF_ROUND_TRIPS)).await;
+            before = self.session.traffic();
+            let is_deaf =
+                |now: Traffic| now.received == earlier.received && now.sent > earlier.sent;
+            if before.is_some_and(is_deaf) {
+                return;
+            }
+        }
+        future::pending::<()>().await;
+    }
+
     fn end(&self) {
-        self.ended.store(true, Ordering::Release);
+        self.leave();
         self.session.close();
     }
 }
 
 impl<S> Live<S> {
+    /// Gives it no more queries; those on their way go on.
+    fn leave(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Use> {
         self.use_.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An exchange that goes on for a while, if it is not over, when this is dropped.
+struct Pending<S: Session> {
+    exchange: Option<BoxFuture<'static, Result<Bytes, Broken>>>,
+    live: Arc<Live<S>>,
+    /// How long it goes on: until then a connection that is dead is known to be.
+    silence: Duration,
+}
+
+impl<S: Session> Drop for Pending<S> {
+    fn drop(&mut self) {
+        let Some(exchange) = self.exchange.take() else {
+            return;
+        };
+        let (live, silence) = (Arc::clone(&self.live), self.silence);
+        if live.lock().in_flight > MAX_FORSAKEN {
+            return;
+        }
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move {
+                if let Ok(Err(Broken::Connection(error))) = timeout(silence, exchange).await {
+                    trace!(%error, "connection to an upstream ended");
+                    live.end();
+                }
+            });
+        }
     }
 }
 
@@ -276,7 +391,7 @@ impl<S> Drop for InFlight<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicU64, AtomicUsize};
 
     use futures_util::future::join_all;
     use tokio_util::sync::CancellationToken;
@@ -387,22 +502,69 @@ mod tests {
         assert_eq!(ignored.value(), 1);
     }
 
+    #[tokio::test]
+    async fn beside_a_connection_on_which_nothing_arrives_another_is_tried_and_then_used() {
+        let mut upstream = upstream(|connection, query| match connection {
+            0 => Answer::Silence,
+            _ => Answer::Reply(testing::reply_of(query, 1)),
+        });
+        upstream.patience.silence = Duration::from_mins(1);
+        upstream.patience.deaf = Duration::from_millis(10);
+        Arc::get_mut(&mut upstream.open).unwrap().traffic = |looks| Some(traffic(looks, 1));
+        let first = upstream.live().await.unwrap();
+        assert!(ask(&upstream, "deaf.example.").await.is_ok());
+        assert!(ask(&upstream, "heard.example.").await.is_ok());
+        assert_eq!(upstream.open.opened(), 2);
+        assert!(!first.session.ended.is_cancelled(), "it may answer yet");
+    }
+
+    #[tokio::test]
+    async fn a_connection_on_which_acknowledgements_arrive_is_waited_for() {
+        let mut upstream = upstream(|_, query| Answer::Late(testing::reply_of(query, 1)));
+        upstream.patience.deaf = Duration::from_millis(5);
+        Arc::get_mut(&mut upstream.open).unwrap().traffic = |looks| Some(traffic(looks, looks));
+        assert!(ask(&upstream, "slow.example.").await.is_ok());
+        assert_eq!(upstream.open.opened(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_query_that_nobody_waits_for_any_more_still_finds_out_that_its_connection_is_dead() {
+        let mut upstream = upstream(|connection, query| match connection {
+            0 => Answer::Silence,
+            _ => Answer::Reply(testing::reply_of(query, 1)),
+        });
+        upstream.patience.silence = Duration::from_millis(50);
+        let first = upstream.live().await.unwrap();
+        let hasty = timeout(Duration::from_millis(1), ask(&upstream, "hasty.example.")).await;
+        assert!(hasty.is_err());
+        first.session.ended.cancelled().await;
+        assert!(ask(&upstream, "next.example.").await.is_ok());
+        assert_eq!(upstream.open.opened(), 2);
+    }
+
     enum Answer {
         Reply(Vec<u8>),
+        Late(Vec<u8>),
         Break,
         Silence,
     }
 
     type Script = fn(usize, &[u8]) -> Answer;
 
+    /// What a connection has carried when it is looked at for so many times.
+    type Meter = fn(u64) -> Option<Traffic>;
+
     struct ScriptedOpen {
         script: Script,
+        traffic: Meter,
         opened: AtomicUsize,
         refuse: bool,
     }
 
     struct ScriptedSession {
         script: Script,
+        traffic: Meter,
+        looks: AtomicU64,
         number: usize,
         ended: CancellationToken,
     }
@@ -411,6 +573,7 @@ mod tests {
         fn new(script: Script) -> Self {
             Self {
                 script,
+                traffic: |_| None,
                 opened: AtomicUsize::new(0),
                 refuse: false,
             }
@@ -432,6 +595,8 @@ mod tests {
             }
             Ok(ScriptedSession {
                 script: self.script,
+                traffic: self.traffic,
+                looks: AtomicU64::new(0),
                 number,
                 ended: CancellationToken::new(),
             })
@@ -446,9 +611,17 @@ mod tests {
         async fn exchange(&self, query: Bytes) -> Result<Bytes, Broken> {
             match (self.script)(self.number, &query) {
                 Answer::Reply(reply) => Ok(reply.into()),
+                Answer::Late(reply) => {
+                    sleep(Duration::from_millis(50)).await;
+                    Ok(reply.into())
+                }
                 Answer::Break => Err(Broken::Connection(io::ErrorKind::BrokenPipe.into())),
-                Answer::Silence => std::future::pending().await,
+                Answer::Silence => future::pending().await,
             }
+        }
+
+        fn traffic(&self) -> Option<Traffic> {
+            (self.traffic)(self.looks.fetch_add(1, Ordering::Relaxed))
         }
 
         async fn ended(&self) {
@@ -457,6 +630,14 @@ mod tests {
 
         fn close(&self) {
             self.ended.cancel();
+        }
+    }
+
+    fn traffic(sent: u64, received: u64) -> Traffic {
+        Traffic {
+            sent,
+            received,
+            round_trip: Duration::from_millis(1),
         }
     }
 
