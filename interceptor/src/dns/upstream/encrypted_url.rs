@@ -14,6 +14,7 @@ use url::{Host, Url};
 
 use super::certificate::CertificateFacts;
 use super::pin::Pin;
+use super::redact::{HIDDEN, redacted, shown_name, shown_path};
 use super::tls;
 use super::tls_files::{TlsFileError, TlsFiles};
 use super::url::{UpstreamUrlError, address_of, classify, is_unicast};
@@ -22,12 +23,12 @@ use super::url::{UpstreamUrlError, address_of, classify, is_unicast};
 const MOST_CONNECTIONS: usize = 16;
 
 /// Where DoH servers answer unless something else is said (RFC 8484 §4.1's example, and what all use).
-const DEFAULT_PATH: &str = "/dns-query";
+pub(super) const DEFAULT_PATH: &str = "/dns-query";
 
 /// What DoH's URI templates end with (RFC 8484 §3).
-const TEMPLATE: &str = "{?dns}";
+pub(super) const TEMPLATE: &str = "{?dns}";
 
-const PARAMETERS: [&str; 8] = [
+pub(super) const PARAMETERS: [&str; 8] = [
     "bootstrap",
     "pin",
     "ca",
@@ -124,7 +125,7 @@ impl EncryptedUrl {
     pub(in crate::dns) fn parse(text: &str, scheme: Scheme) -> Result<Self, UpstreamUrlError> {
         let url = generic(text)?;
         let host = match url.host() {
-            None => return Err(UpstreamUrlError::NoAddress(text.to_owned())),
+            None => return Err(UpstreamUrlError::NoAddress(redacted(text))),
             Some(Host::Ipv4(address)) => UrlHost::address(text, address.into())?,
             Some(Host::Ipv6(address)) => UrlHost::address(text, address.into())?,
             Some(Host::Domain(host)) => match address_of(text, host) {
@@ -139,7 +140,7 @@ impl EncryptedUrl {
         let port = url.port().unwrap_or(scheme.default_port());
         if port == 0 {
             return Err(UpstreamUrlError::EncryptedPort {
-                url: text.to_owned(),
+                url: redacted(text),
                 default: scheme.default_port(),
             });
         }
@@ -361,7 +362,7 @@ impl EncryptedUrl {
             let value = unescape(value);
             let refuse = |problem: String| Err(refused(text, name, problem));
             if !PARAMETERS.contains(&name) {
-                return Err(unknown(text, name));
+                return Err(unknown(text, name, parameter.contains('=')));
             }
             if value.is_empty() {
                 return refuse("has no value".to_owned());
@@ -450,10 +451,11 @@ impl EncryptedUrl {
 }
 
 impl fmt::Display for EncryptedUrl {
-    /// The URL as it could be configured.
+    /// The URL as it could be configured, but for a path of its own, which can be what a provider knows its customer by.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let port = Port(self.port, self.scheme.default_port());
-        write!(f, "{}://{}{port}{}", self.scheme, self.host, self.path)?;
+        let path = shown_path(&self.path);
+        write!(f, "{}://{}{port}{path}", self.scheme, self.host)?;
         let mut parameters = Vec::new();
         let mut add =
             |name: &str, value: &str| parameters.push(format!("{name}={}", escape(value)));
@@ -542,7 +544,7 @@ impl UrlHost {
     fn address(text: &str, address: IpAddr) -> Result<Self, UpstreamUrlError> {
         if !is_unicast(address) {
             return Err(UpstreamUrlError::NotUnicast {
-                url: text.to_owned(),
+                url: redacted(text),
                 address,
             });
         }
@@ -595,14 +597,14 @@ fn generic(text: &str) -> Result<Url, UpstreamUrlError> {
 fn name(text: &str, name: &str) -> Result<DnsName<'static>, UpstreamUrlError> {
     let name = unescape(name).trim_end_matches('.').to_ascii_lowercase();
     DnsName::try_from(name.clone()).map_err(|_| UpstreamUrlError::ServerName {
-        url: text.to_owned(),
-        name,
+        url: redacted(text),
+        name: shown_name(&name).to_owned(),
     })
 }
 
 fn excess(text: &str, scheme: Scheme, what: &'static str) -> UpstreamUrlError {
     UpstreamUrlError::EncryptedExcess {
-        url: text.to_owned(),
+        url: redacted(text),
         scheme: scheme.to_string(),
         what,
     }
@@ -610,21 +612,26 @@ fn excess(text: &str, scheme: Scheme, what: &'static str) -> UpstreamUrlError {
 
 fn refused(text: &str, parameter: &str, problem: String) -> UpstreamUrlError {
     UpstreamUrlError::Parameter {
-        url: text.to_owned(),
+        url: redacted(text),
         parameter: parameter.to_owned(),
         problem,
     }
 }
 
-fn unknown(text: &str, parameter: &str) -> UpstreamUrlError {
+/// What stands alone may be a token rather than a parameter's name.
+fn unknown(text: &str, parameter: &str, has_value: bool) -> UpstreamUrlError {
     let nearest = PARAMETERS
         .iter()
         .map(|known| (strsim::damerau_levenshtein(known, parameter), known))
         .min()
         .filter(|(distance, _)| *distance <= 2);
+    let shown = match nearest {
+        None if !has_value => HIDDEN,
+        _ => shown_name(parameter),
+    };
     refused(
         text,
-        parameter,
+        shown,
         match nearest {
             Some((_, known)) => format!("is unknown; did you mean {known}?"),
             None => format!("is unknown; known are {}", PARAMETERS.join(", ")),
@@ -680,9 +687,9 @@ mod tests {
             "tls://[2606:4700:4700::1111]:8853?pool=2#one.one.one.one",
             "quic://192.0.2.1",
             "https://192.0.2.1/dns-query",
-            "https://192.0.2.1/private/path?method=get#dns.example",
+            "https://192.0.2.1/dns-query?method=get#dns.example",
             "https://dns.example/dns-query?bootstrap=192.0.2.1&bootstrap=2001:db8::1",
-            "h3://dns.example:8443/q?bootstrap=192.0.2.1&ca=/etc/ca%20file.pem",
+            "h3://dns.example:8443/dns-query?bootstrap=192.0.2.1&ca=/etc/ca%20file.pem",
             "tls://192.0.2.1?roots=webpki&cert=/c.pem&key=/k.pem",
         ] {
             assert_eq!(parse(text).unwrap().to_string(), text);
@@ -812,8 +819,9 @@ mod tests {
         fn what_can_be_read_is_written_so_that_it_reads_the_same(
             text in "(tls|https|h3|quic)://(192\\.0\\.2\\.1|\\[::1\\]|a\\.example)(:[0-9]{1,5})?(/[ -~]{0,9})?(\\?(bootstrap=192\\.0\\.2\\.9|ca=[ -~]{0,9}|pool=[1-9])(&ca=[ -~]{0,9})?)?(#[ -~]{0,9})?",
         ) {
-            if let Ok(url) = text.parse::<UpstreamUrl>() {
-                let written = url.to_string();
+            if let Ok(UpstreamUrl::Encrypted(url)) = text.parse() {
+                let written = url.to_string().replacen("/…", url.path(), 1);
+                let url = UpstreamUrl::Encrypted(url);
                 prop_assert_eq!(written.parse::<UpstreamUrl>(), Ok(url), "{}", written);
             }
         }

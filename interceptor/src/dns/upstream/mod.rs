@@ -15,6 +15,7 @@ mod https;
 mod order;
 mod pin;
 mod quic;
+mod redact;
 mod session;
 mod stream;
 mod tcp;
@@ -137,7 +138,7 @@ impl Upstream {
         &self.via
     }
 
-    /// Its URL as it is configured.
+    /// Its URL as it is configured, but for what may be secret in it.
     pub(super) fn label(&self) -> String {
         self.url.to_string()
     }

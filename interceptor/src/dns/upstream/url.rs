@@ -9,6 +9,7 @@ use thiserror::Error;
 use url::{Host, ParseError, Url};
 
 use super::encrypted_url::{EncryptedUrl, Scheme};
+use super::redact::redacted;
 use super::tls_files::TlsFileError;
 
 const DNS_PORT: u16 = 53;
@@ -24,7 +25,7 @@ pub enum UpstreamUrl {
     Encrypted(Arc<EncryptedUrl>),
 }
 
-/// Why a text is no upstream; each says what would be one.
+/// Why a text is no upstream; each says what would be one. Texts are without what may be secret in them.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum UpstreamUrlError {
     /// An address alone, or no URL at all.
@@ -195,7 +196,7 @@ impl FromStr for UpstreamUrl {
     type Err = UpstreamUrlError;
 
     fn from_str(text: &str) -> Result<Self, UpstreamUrlError> {
-        let given = || text.to_owned();
+        let given = || redacted(text);
         if text.parse::<IpAddr>().is_ok() || text.parse::<SocketAddr>().is_ok() {
             return Err(UpstreamUrlError::NoScheme(given()));
         }
@@ -251,6 +252,7 @@ impl FromStr for UpstreamUrl {
 }
 
 impl fmt::Display for UpstreamUrl {
+    /// The URL as it could be configured, but for what may be secret in it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, address) = match self {
             Self::Udp(address) => ("udp", address),
@@ -268,7 +270,7 @@ impl fmt::Display for UpstreamUrl {
 /// The address in `host`: `Url` reads IPv4 addresses only under the web's own schemes.
 pub(super) fn address_of(text: &str, host: &str) -> Result<IpAddr, UpstreamUrlError> {
     if host.is_empty() {
-        return Err(UpstreamUrlError::NoAddress(text.to_owned()));
+        return Err(UpstreamUrlError::NoAddress(redacted(text)));
     }
     if let Ok(address) = host.parse() {
         return Ok(IpAddr::V4(address));
@@ -277,10 +279,10 @@ pub(super) fn address_of(text: &str, host: &str) -> Result<IpAddr, UpstreamUrlEr
         .bytes()
         .all(|octet| octet.is_ascii_digit() || octet == b'.')
     {
-        return Err(UpstreamUrlError::Address(text.to_owned()));
+        return Err(UpstreamUrlError::Address(redacted(text)));
     }
     Err(UpstreamUrlError::Name {
-        url: text.to_owned(),
+        url: redacted(text),
         host: host.to_owned(),
     })
 }
@@ -304,7 +306,7 @@ pub(super) fn is_unicast(address: IpAddr) -> bool {
 }
 
 pub(super) fn classify(text: &str, error: ParseError) -> UpstreamUrlError {
-    let given = text.to_owned();
+    let given = redacted(text);
     match error {
         ParseError::RelativeUrlWithoutBase => UpstreamUrlError::NoScheme(given),
         ParseError::EmptyHost => UpstreamUrlError::NoAddress(given),
