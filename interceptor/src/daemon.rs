@@ -117,7 +117,7 @@ struct Daemon {
 impl Daemon {
     async fn start(config: &Config, inherited: Inherited) -> Result<Self> {
         let data_plane = DataPlane::start().context("cannot start the data plane's thread")?;
-        let mut listeners = Listeners::new(config.tcp.max_connections);
+        let mut listeners = Listeners::new(config.tcp.max_connections, Handle::current());
         // First of all, because it is what fails most easily, and nothing has been changed then.
         let listening = {
             let _guard = data_plane.enter();

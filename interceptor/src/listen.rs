@@ -2,7 +2,9 @@
 //!
 //! A change of what is listened at is made in two steps, so that it happens as a whole or not at all: [`Listeners::prepare`]
 //! does all that can fail, and [`Listeners::apply`] the rest. A socket that is wanted before and after stays, with what is
-//! queued at it; only who is answered there, and with which certificate, is replaced.
+//! queued at it; only who is answered there, and with which certificate, is replaced. Where another address of the same
+//! port takes over, as `192.0.2.1` from `0.0.0.0`, both have it for a moment, and what is queued at the one that goes is
+//! answered.
 
 mod access;
 mod certificates;
@@ -21,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use listenfd::ListenFd;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use thiserror::Error;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -47,7 +50,8 @@ pub struct Listen {
     pub speaks: Speaks,
     /// Who is answered; empty for those whom [`Access::at`] admits by the address alone.
     pub allow: Vec<Allow>,
-    /// Whether other processes of the same user may listen there as well (`SO_REUSEPORT`).
+    /// Whether other processes of the same user may listen there as well (`SO_REUSEPORT`). Over TCP the kernel remembers
+    /// for as long as the port is in use that they once could.
     pub reuse_port: bool,
 }
 
@@ -72,6 +76,17 @@ pub enum ListenError {
         source: io::Error,
         /// The program that has the port.
         owner: Option<String>,
+    },
+    /// A socket of ours is in the way.
+    #[error(
+        "cannot listen at {place}: this daemon has {own} itself, with a socket that another user made, and the system does \
+         not let both be there even for a moment; restart the daemon, or choose another port"
+    )]
+    Own {
+        /// Where.
+        place: Place,
+        /// What we listen at.
+        own: Place,
     },
     /// Its certificate cannot be used.
     #[error("cannot listen at tls://{address}: {source}")]
@@ -108,6 +123,8 @@ pub struct Inherited(Vec<(Place, Socket)>);
 /// What is listened at.
 pub struct Listeners {
     connections: Arc<Connections>,
+    /// Where TLS handshakes are made.
+    handshakes: Handle,
     running: Vec<Running>,
 }
 
@@ -138,14 +155,16 @@ pub struct ListenerState {
 struct Running {
     place: Place,
     is_inherited: bool,
+    /// Another handle of the socket, until it stops.
+    socket: Option<Socket>,
     settings: Arc<SharedSettings>,
     stop: CancellationToken,
 }
 
 /// What becomes of one place.
 enum Step {
-    /// Its socket stays.
-    Keep(Place, Settings),
+    /// Its socket stays; whether other processes may listen there is another question where that is said.
+    Keep(Place, Settings, Option<bool>),
     /// It is listened at from here on.
     Start(Start),
 }
@@ -154,6 +173,7 @@ enum Step {
 struct Start {
     place: Place,
     is_inherited: bool,
+    socket: Socket,
     settings: Arc<SharedSettings>,
     listener: Listener,
 }
@@ -167,10 +187,12 @@ enum Listener {
 pub struct CertificateFiles(Vec<(String, Arc<Certificates>)>);
 
 impl Listeners {
-    /// None yet; of all together, `max_connections` will be open at most.
-    pub fn new(max_connections: usize) -> Self {
+    /// None yet; of all together, `max_connections` will be open at most. TLS handshakes, which take a thousand times as
+    /// long as a query, are made on the runtime of `handshakes`.
+    pub fn new(max_connections: usize, handshakes: Handle) -> Self {
         Self {
             connections: Connections::new(max_connections),
+            handshakes,
             running: Vec::new(),
         }
     }
@@ -195,19 +217,15 @@ impl Listeners {
                 let running = self.running.iter().find(|it| it.place == place);
                 let settings = listen.settings(running)?;
                 if running.is_some() {
-                    steps.push(Step::Keep(place, settings));
+                    steps.push(Step::Keep(place, settings, Some(listen.reuse_port)));
                     continue;
                 }
                 let passed_on = inherited.iter().position(|(at, _)| *at == place);
-                let start = match passed_on {
-                    Some(index) => {
-                        let (_, socket) = inherited.swap_remove(index);
-                        self.start(place, socket, settings, true)
-                    }
-                    None => place
-                        .bind(listen.reuse_port)
-                        .and_then(|socket| self.start(place, socket, settings, false)),
+                let (socket, is_inherited) = match passed_on {
+                    Some(index) => (inherited.swap_remove(index).1, true),
+                    None => (self.bind(place, listen.reuse_port)?, false),
                 };
+                let start = self.start(place, socket, settings, is_inherited);
                 steps.push(Step::Start(start.map_err(|error| place.error(error))?));
             }
         }
@@ -218,7 +236,7 @@ impl Listeners {
         for running in self.running.iter().filter(|it| it.is_inherited) {
             let is_wanted = steps.iter().any(|step| step.place() == running.place);
             if !is_wanted {
-                steps.push(Step::Keep(running.place, running.place.usual()));
+                steps.push(Step::Keep(running.place, running.place.usual(), None));
             }
         }
         Ok(Change(steps))
@@ -242,9 +260,10 @@ impl Listeners {
         });
         for step in steps {
             match step {
-                Step::Keep(place, settings) => {
+                Step::Keep(place, settings, reuse_port) => {
                     if let Some(running) = self.running.iter().find(|it| it.place == place) {
                         running.settings.replace(settings);
+                        running.share(reuse_port);
                     }
                 }
                 Step::Start(start) => self.running.push(start.run(service)),
@@ -253,9 +272,10 @@ impl Listeners {
     }
 
     /// Takes nothing new; connections go on until they are done.
-    pub fn stop(&self) {
-        for running in &self.running {
+    pub fn stop(&mut self) {
+        for running in &mut self.running {
             running.stop.cancel();
+            running.socket = None;
         }
     }
 
@@ -278,6 +298,37 @@ impl Listeners {
         CertificateFiles(certificates.collect())
     }
 
+    /// A socket at `place`. Where sockets of ours are in the way at another address, they let it in; it gets what is sent
+    /// to its address from here on, or they do until they are gone.
+    fn bind(&self, place: Place, reuse_port: bool) -> Result<Socket, ListenError> {
+        let error = match place.bind(reuse_port) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => error,
+        };
+        let in_the_way = self.running.iter().filter(|it| it.place.overlaps(place));
+        let in_the_way: Vec<&Running> = in_the_way.collect();
+        let Some(own) = in_the_way.first().map(|it| it.place) else {
+            return Err(place.error(error));
+        };
+        if error.kind() != io::ErrorKind::AddrInUse {
+            return Err(place.error(error));
+        }
+        let _doors = in_the_way
+            .iter()
+            .filter_map(|it| it.socket.as_ref())
+            .map(OpenDoor::of)
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(|error| place.error(error))?;
+        let bound = place.bind(true).and_then(|socket| {
+            socket.set_reuse_port(reuse_port)?;
+            Ok(socket)
+        });
+        bound.map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => ListenError::Own { place, own },
+            _ => place.error(error),
+        })
+    }
+
     fn start(
         &self,
         place: Place,
@@ -288,11 +339,14 @@ impl Listeners {
         let settings = Arc::new(SharedSettings::new(settings));
         let shared = Arc::clone(&settings);
         let local = local_address(&socket)?;
+        let handle = socket.try_clone()?;
         let listener = match place.transport {
             Transport::Udp => Listener::Datagrams(UdpListener::new(socket, local, shared)?),
             Transport::Tcp => {
                 let connections = Arc::clone(&self.connections);
-                Listener::Connections(ConnectionListener::new(socket, shared, connections)?)
+                let handshakes = self.handshakes.clone();
+                let listener = ConnectionListener::new(socket, shared, connections, handshakes);
+                Listener::Connections(listener?)
             }
         };
         Ok(Start {
@@ -301,6 +355,7 @@ impl Listeners {
                 ..place
             },
             is_inherited,
+            socket: handle,
             settings,
             listener,
         })
@@ -310,7 +365,7 @@ impl Listeners {
 impl Step {
     fn place(&self) -> Place {
         match self {
-            Self::Keep(place, _) => *place,
+            Self::Keep(place, ..) => *place,
             Self::Start(start) => start.place,
         }
     }
@@ -327,6 +382,7 @@ impl Start {
         let running = Running {
             place: self.place,
             is_inherited: self.is_inherited,
+            socket: Some(self.socket),
             settings: self.settings,
             stop,
         };
@@ -337,6 +393,19 @@ impl Start {
 }
 
 impl Running {
+    /// Lets other processes listen there as well or not, where that is said.
+    fn share(&self, reuse_port: Option<bool>) {
+        if let Some(reuse_port) = reuse_port
+            && let Some(socket) = &self.socket
+            && let Err(error) = socket.set_reuse_port(reuse_port)
+        {
+            warn!(
+                "{} is shared with other processes as before: {error}",
+                self.url()
+            );
+        }
+    }
+
     fn url(&self) -> String {
         match self.settings.load().certificates {
             Some(_) => format!("tls://{}", self.place.address),
@@ -357,6 +426,27 @@ impl Running {
             evicted: read(&tally.evicted),
             unsent: read(&tally.unsent),
         }
+    }
+}
+
+/// Lets sockets of the same user in beside this one, until it is dropped.
+struct OpenDoor<'a> {
+    socket: &'a Socket,
+    was_open: bool,
+}
+
+impl<'a> OpenDoor<'a> {
+    fn of(socket: &'a Socket) -> io::Result<Self> {
+        let was_open = socket.reuse_port()?;
+        socket.set_reuse_port(true)?;
+        Ok(Self { socket, was_open })
+    }
+}
+
+impl Drop for OpenDoor<'_> {
+    fn drop(&mut self) {
+        // It could be opened, so that it can be closed.
+        let _ = self.socket.set_reuse_port(self.was_open);
     }
 }
 
@@ -448,6 +538,15 @@ impl Listen {
 }
 
 impl Place {
+    /// Whether the system has both only where each of them allows it.
+    fn overlaps(self, other: Self) -> bool {
+        let (ip, another) = (self.address.ip(), other.address.ip());
+        let is_same = ip == another
+            || ip.is_ipv4() == another.is_ipv4()
+                && (ip.is_unspecified() || another.is_unspecified());
+        is_same && self.transport == other.transport && self.address.port() == other.address.port()
+    }
+
     fn usual(self) -> Settings {
         Settings {
             access: Access::at(self.address.ip(), &[]),
@@ -679,6 +778,75 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn another_address_takes_a_port_over_and_what_was_queued_is_answered() {
+        let port = free_address().port();
+        let [any, one] = ["0.0.0.0", "127.0.0.1"].map(|ip| format!("{ip}:{port}"));
+        let server: SocketAddr = one.parse().unwrap();
+        let mut listeners = none();
+        let change = listeners.prepare(&[listen(&any, "")], Inherited::default());
+        listeners.apply(change.unwrap(), &repeat());
+        for wanted in [&one, &any, &one] {
+            let early = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let late = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let waiting = std::net::TcpStream::connect(server).unwrap();
+            early.send_to(b"early", server).await.unwrap();
+
+            let change = listeners.prepare(&[listen(wanted, "")], Inherited::default());
+            late.send_to(b"late", server).await.unwrap();
+            listeners.apply(change.unwrap(), &repeat());
+
+            for (client, said) in [(&early, &b"early"[..]), (&late, b"late")] {
+                let mut reply = [0; 64];
+                let length = client.recv(&mut reply).await.unwrap();
+                assert_eq!(&reply[..length], said);
+            }
+            waiting.set_nonblocking(true).unwrap();
+            let waiting = TcpStream::from_std(waiting).unwrap();
+            assert_eq!(said_back_on(waiting).await, b"hello");
+            assert_eq!(said_back(server).await, b"hello");
+            let urls: Vec<String> = listeners.states().into_iter().map(|it| it.url).collect();
+            assert_eq!(urls, [format!("udp://{wanted}"), format!("tcp://{wanted}")]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_of_addresses_that_is_dropped_leaves_the_port_to_us_alone() {
+        let port = free_address().port();
+        let [any, one] = ["0.0.0.0", "127.0.0.1"].map(|ip| format!("{ip}:{port}"));
+        let mut listeners = none();
+        let change = listeners.prepare(&[listen(&any, "")], Inherited::default());
+        listeners.apply(change.unwrap(), &repeat());
+
+        drop(
+            listeners
+                .prepare(&[listen(&one, "")], Inherited::default())
+                .unwrap(),
+        );
+
+        assert_eq!(said_back(one.parse().unwrap()).await, b"hello");
+        let address = one.parse().unwrap();
+        let transport = Transport::Udp;
+        assert!(Place { address, transport }.bind(true).is_err());
+    }
+
+    #[tokio::test]
+    async fn whether_others_may_listen_there_as_well_can_change() {
+        let address = free_address();
+        let transport = Transport::Udp;
+        let place = Place { address, transport };
+        let shared = |reuse_port| Listen {
+            reuse_port,
+            ..listen(&address.to_string(), "")
+        };
+        let mut listeners = none();
+        for reuse_port in [false, true, false] {
+            let change = listeners.prepare(&[shared(reuse_port)], Inherited::default());
+            listeners.apply(change.unwrap(), &repeat());
+            assert_eq!(place.bind(true).is_ok(), reuse_port);
+        }
+    }
+
+    #[tokio::test]
     async fn a_change_that_is_dropped_leaves_everything_as_it_was() {
         let mut listeners = none();
         let [kept, other] = [free_address(), free_address()];
@@ -716,7 +884,7 @@ mod tests {
 
     #[tokio::test]
     async fn once_stopped_nothing_new_is_taken() {
-        let listeners = serve(&[listen("127.0.0.1:0", "")]);
+        let mut listeners = serve(&[listen("127.0.0.1:0", "")]);
         let server = address(&listeners, Transport::Tcp);
         listeners.stop();
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -731,7 +899,7 @@ mod tests {
     }
 
     fn none() -> Listeners {
-        Listeners::new(10)
+        Listeners::new(10, Handle::current())
     }
 
     fn repeat() -> Arc<dyn Service> {
@@ -764,7 +932,10 @@ mod tests {
     }
 
     async fn said_back(server: SocketAddr) -> Vec<u8> {
-        let mut client = TcpStream::connect(server).await.unwrap();
+        said_back_on(TcpStream::connect(server).await.unwrap()).await
+    }
+
+    async fn said_back_on(mut client: TcpStream) -> Vec<u8> {
         let mut reply = Vec::new();
         if client.write_all(b"hello").await.is_ok() {
             // A reset says as much as an end.

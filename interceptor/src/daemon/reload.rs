@@ -127,19 +127,19 @@ impl Plan {
     ///
     /// A part does here all that can fail, and nothing that anybody would notice; what it hands over makes the change,
     /// which cannot fail, and takes everything back where it is dropped instead. A new part of the daemon has its place
-    /// in this list: before the rules, where it answers what they bring.
+    /// in this list: before the rules, where it answers what they bring. Listeners come last, because a socket that takes
+    /// an address over gets its queries from the moment it is bound.
     async fn ready(&mut self, reloader: &Reloader, before: &Config, after: &Config) -> Result<()> {
         let Reloader { parts, reloads, .. } = reloader;
         self.log(reloads, before, after);
         self.names(parts, before, after).await?;
-        self.listeners(parts, before, after)?;
         self.bounds(parts, before, after);
         self.dns(parts, before, after);
-        let Some(interception) = &parts.interception else {
-            return Ok(());
-        };
-        self.rules(interception, after).await?;
-        self.tunnels(interception, before, after).await
+        if let Some(interception) = &parts.interception {
+            self.rules(interception, after).await?;
+            self.tunnels(interception, before, after).await?;
+        }
+        self.listeners(parts, before, after)
     }
 
     fn log(&mut self, reloads: &Reloads, before: &Config, after: &Config) {

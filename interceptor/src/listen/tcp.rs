@@ -1,16 +1,19 @@
 //! A listener for connections: DNS over TCP (RFC 7766), and over TLS (RFC 7858) where it has a certificate.
+//!
+//! Handshakes are made on another runtime than the one that serves: each takes a signature, for which a hundred queries
+//! can be answered, and whoever can connect can demand as many as they like.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::Socket;
+use socket2::{SockRef, Socket};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{trace, warn};
 
 use super::connections::Connections;
@@ -27,6 +30,8 @@ pub(super) struct ConnectionListener {
     listener: TcpListener,
     settings: Arc<SharedSettings>,
     connections: Arc<Connections>,
+    /// The runtime that handshakes are made on.
+    handshakes: Handle,
 }
 
 impl ConnectionListener {
@@ -39,27 +44,28 @@ impl ConnectionListener {
         socket: Socket,
         settings: Arc<SharedSettings>,
         connections: Arc<Connections>,
+        handshakes: Handle,
     ) -> io::Result<Self> {
         Ok(Self {
             listener: TcpListener::from_std(socket.into())?,
             settings,
             connections,
+            handshakes,
         })
     }
 
     pub(super) async fn serve(self, service: Arc<dyn Service>, stop: CancellationToken) {
-        let handshakes = TaskTracker::new();
         let mut is_failing = false;
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return self.take_the_rest(&service),
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
                 Ok((stream, client)) => {
                     is_failing = false;
-                    self.take(stream, client, &service, &handshakes, &stop);
+                    self.take(stream, client, &service);
                 }
                 Err(error) => {
                     if !is_failing {
@@ -72,14 +78,19 @@ impl ConnectionListener {
         }
     }
 
-    fn take(
-        &self,
-        stream: TcpStream,
-        client: SocketAddr,
-        service: &Arc<dyn Service>,
-        handshakes: &TaskTracker,
-        stop: &CancellationToken,
-    ) {
+    /// Takes the connections that the kernel has completed already.
+    fn take_the_rest(&self, service: &Arc<dyn Service>) {
+        while let Ok((socket, client)) = SockRef::from(&self.listener).accept() {
+            let stream = socket
+                .set_nonblocking(true)
+                .and_then(|()| TcpStream::from_std(socket.into()));
+            if let (Ok(stream), Some(client)) = (stream, client.as_socket()) {
+                self.take(stream, client, service);
+            }
+        }
+    }
+
+    fn take(&self, stream: TcpStream, client: SocketAddr, service: &Arc<dyn Service>) {
         let tally = &self.settings.tally;
         Tally::add(&tally.received);
         let settings = self.settings.load();
@@ -101,16 +112,14 @@ impl ConnectionListener {
             return service.stream(flow, Box::new(stream));
         };
         let acceptor = TlsAcceptor::from(certificates.config());
-        let (service, stop) = (Arc::clone(service), stop.clone());
+        let (service, here) = (Arc::clone(service), Handle::current());
         let shared = Arc::clone(&self.settings);
-        handshakes.spawn(async move {
-            let handshake = timeout(HANDSHAKE, acceptor.accept(stream));
-            let outcome = tokio::select! {
-                () = stop.cancelled() => return,
-                outcome = handshake => outcome,
-            };
-            match outcome {
-                Ok(Ok(stream)) => service.encrypted_stream(flow, Box::new(stream)),
+        self.handshakes.spawn(async move {
+            match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => {
+                    let _guard = here.enter();
+                    service.encrypted_stream(flow, Box::new(stream));
+                }
                 Ok(Err(error)) => {
                     Tally::add(&shared.tally.failed_handshakes);
                     trace!(%error, "a TLS handshake failed");

@@ -12,7 +12,7 @@ use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, RecvMsg, SockaddrStorage,
     recvmmsg, sendmsg, setsockopt, sockopt,
 };
-use socket2::Socket;
+use socket2::{SockRef, Socket};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::task::yield_now;
@@ -29,6 +29,9 @@ const LONGEST: usize = 4097;
 /// Datagrams taken by one system call.
 const BATCH: usize = 16;
 
+/// Batches that are taken from a socket that closes, at most: more than its queue has room for comes from a flood.
+const LAST_BATCHES: usize = 64;
+
 /// What the kernel is asked to queue, in octets.
 const RECEIVE_BUFFER: usize = 1 << 20;
 
@@ -43,6 +46,13 @@ thread_local! {
 pub(super) struct UdpListener {
     socket: Arc<ReplySocket>,
     settings: Arc<SharedSettings>,
+}
+
+/// Whether tokio is asked first if there is something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    WhenReady,
+    Now,
 }
 
 /// How many datagrams a system call gave.
@@ -92,7 +102,7 @@ impl UdpListener {
         loop {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return self.take_the_rest(&*service, &sink),
                 ready = self.socket.socket.readable() => {
                     if let Err(error) = ready {
                         debug!(%error, "a listener's socket failed");
@@ -100,7 +110,7 @@ impl UdpListener {
                     }
                 }
             }
-            let received = self.socket.receive(|flow, payload| {
+            let received = self.socket.receive(Look::WhenReady, |flow, payload| {
                 self.take(&*service, &sink, flow, payload);
             });
             match received {
@@ -109,6 +119,20 @@ impl UdpListener {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // What an ICMP error says of an earlier reply, or an interrupted call.
                 Err(error) => trace!(%error, "no datagram"),
+            }
+        }
+    }
+
+    /// Takes what is queued already, and has what comes from here on go to another socket that would have it.
+    fn take_the_rest(&self, service: &dyn Service, sink: &Arc<dyn ReplySink>) {
+        self.socket.turn_away();
+        for _ in 0..LAST_BATCHES {
+            let received = self.socket.receive(Look::Now, |flow, payload| {
+                self.take(service, sink, flow, payload);
+            });
+            match received {
+                Ok(Received::Full) => {}
+                Ok(Received::Drained) | Err(_) => return,
             }
         }
     }
@@ -135,8 +159,20 @@ struct ReplySocket {
 }
 
 impl ReplySocket {
+    /// Takes no more datagrams: replies that are still to be sent keep the socket open, and the kernel prefers it to one
+    /// for all addresses.
+    fn turn_away(&self) {
+        if self.local.ip().is_unspecified() {
+            return;
+        }
+        // Connected to itself, it hears nobody else (udp(7)); replies name their destination as before.
+        if let Err(error) = SockRef::from(&self.socket).connect(&self.local.into()) {
+            debug!(%error, "a listener's socket takes datagrams until it is closed");
+        }
+    }
+
     /// Gives what has arrived, [`BATCH`] datagrams at most, to `take`.
-    fn receive(&self, mut take: impl FnMut(Flow, &[u8])) -> io::Result<Received> {
+    fn receive(&self, look: Look, mut take: impl FnMut(Flow, &[u8])) -> io::Result<Received> {
         BUFFERS.with_borrow_mut(|buffers| {
             // The kernel overwrites the lengths in these headers and nix does not restore them, so that they serve once.
             let control = cmsg_space!(in_pktinfo, in6_pktinfo);
@@ -146,7 +182,7 @@ impl ReplySocket {
                 .map(|buffer| [IoSliceMut::new(buffer)])
                 .collect();
             let mut messages = None;
-            let polled = self.socket.try_io(Interest::READABLE, || {
+            let polled = self.look(look, || {
                 let flags = MsgFlags::MSG_DONTWAIT;
                 let socket = self.socket.as_raw_fd();
                 let received = recvmmsg(socket, &mut headers, slices.iter_mut(), flags, None)?;
@@ -173,6 +209,13 @@ impl ReplySocket {
                 Err(_) => Received::Drained,
             })
         })
+    }
+
+    fn look(&self, look: Look, receive: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        match look {
+            Look::WhenReady => self.socket.try_io(Interest::READABLE, receive),
+            Look::Now => receive(),
+        }
     }
 
     /// Who sent `message` to which of our addresses.
