@@ -12,7 +12,7 @@ use crate::dns::{
     DEFAULT_GROUP, FailOn, GroupConfig, OwnPlaces, RouteConfig, Strategy, Target, Via,
 };
 use crate::listen::Listen;
-use crate::rules::{Protocol, Rule};
+use crate::rules::Rule;
 
 use super::BypassConfig;
 use super::error::{Error, Origin};
@@ -160,10 +160,17 @@ pub(super) struct Outside<'a> {
 impl Outside<'_> {
     /// Where we answer ourselves.
     pub(super) fn own_places(&self) -> OwnPlaces {
+        let rules = self.rules.iter().filter(|_| !self.is_bypassing());
         OwnPlaces {
             addresses: self.addresses.iter().map(|it| it.value).collect(),
             listeners: self.listens.iter().map(|it| it.value.address).collect(),
+            rules: rules.map(|it| it.value.clone()).collect(),
         }
+    }
+
+    /// Whether rules leave upstream traffic alone.
+    fn is_bypassing(&self) -> bool {
+        self.bypass.mark != Some(0) || self.bypass.device.is_some()
     }
 
     /// Refuses an upstream that has a name where there is nobody to resolve it; `key` is where it was named.
@@ -209,18 +216,11 @@ impl Outside<'_> {
             );
             return Err(error(&upstream.origin, key, problem));
         }
-        let has_mark = self.bypass.mark != Some(0) || self.bypass.device.is_some();
-        if has_mark || *via != Via::Bypass {
+        if self.is_bypassing() || *via != Via::Bypass {
             return Ok(());
         }
-        let takes = |rule: &Rule| {
-            sockets.iter().any(|socket| {
-                rule.destination.contains(socket.ip())
-                    && rule.protocol != Some(Protocol::Icmp)
-                    && rule.port.is_none_or(|port| port == socket.port())
-            })
-        };
-        if let Some(rule) = self.rules.iter().find(|it| takes(&it.value)) {
+        let is_taken = |rule: &Rule| sockets.iter().any(|socket| takes(rule, *socket));
+        if let Some(rule) = self.rules.iter().find(|it| is_taken(&it.value)) {
             let problem = format!(
                 "{} is taken by rule `{}` ({}) and bypass.mark is 0, so queries would come back to us; set a mark or \
                  bypass.device",
@@ -235,8 +235,17 @@ impl Outside<'_> {
 /// Whether what is sent to `address` arrives at `listen`, with the addresses that the host has now.
 fn arrives(address: SocketAddr, listen: &Listen) -> bool {
     let own = OwnPlaces {
-        addresses: Vec::new(),
         listeners: vec![listen.address],
+        ..OwnPlaces::default()
+    };
+    own.include(address)
+}
+
+/// Whether `rule` takes what is sent to `address`.
+fn takes(rule: &Rule, address: SocketAddr) -> bool {
+    let own = OwnPlaces {
+        rules: vec![rule.clone()],
+        ..OwnPlaces::default()
     };
     own.include(address)
 }

@@ -749,7 +749,7 @@ mod tests {
     fn own(addresses: &[RData]) -> OwnPlaces {
         OwnPlaces {
             addresses: addresses.iter().filter_map(RData::ip_addr).collect(),
-            listeners: Vec::new(),
+            ..OwnPlaces::default()
         }
     }
 

@@ -120,9 +120,20 @@ impl Upstream {
     /// Has its name resolved at `urls` from here on, where it has one, and not to where `own` says that we are ourselves;
     /// connections stay.
     pub(super) fn bootstrap_at(&self, urls: &[UpstreamUrl], own: &OwnPlaces) {
-        if let Some(bootstrap) = &self.bootstrap {
-            bootstrap.ask_at(urls, own);
+        let Some(bootstrap) = &self.bootstrap else {
+            return;
+        };
+        if self.via == Via::Bypass {
+            return bootstrap.ask_at(urls, own);
         }
+        // What is sent another way has a mark of its own, or a device.
+        bootstrap.ask_at(
+            urls,
+            &OwnPlaces {
+                rules: Vec::new(),
+                ..own.clone()
+            },
+        );
     }
 
     /// The transport that is tried first; encrypted ones carry messages of any length, as TCP does.
