@@ -117,6 +117,33 @@ fn in_parallel_a_silent_upstream_costs_nothing() -> Result<()> {
 }
 
 #[test]
+fn in_parallel_a_silent_upstream_goes_down_and_is_asked_no_more() -> Result<()> {
+    let lab = Lab::client_with_tunnel()?;
+    let silent = Responder::start(&lab.net, "192.0.2.54:53".parse()?, |_| Vec::new())?;
+    let (_scratch, daemon) = daemon(
+        &lab,
+        "[dns]\nupstreams = [\"udp://192.0.2.54\", \"udp://192.0.2.53\"]\nstrategy = \"parallel\"\n\
+         attempt_timeout = \"200ms\"\n[cache]\nenabled = false",
+    )?;
+
+    let status = daemon.wait_status("the silent one is down", |status| {
+        let answer = lab.dig("+short @10.30.30.30 www.example.test");
+        let is_answered = answer.is_ok_and(|it| it == "192.0.2.80\n");
+        is_answered && status["upstreams"][0]["state"] == "down"
+    })?;
+    assert_eq!(status["groups"][0]["state"], "up");
+    let before = silent.seen();
+    for _ in 0..20 {
+        let answer = lab.dig("+short @10.30.30.30 www.example.test")?;
+        assert_eq!(answer, "192.0.2.80\n");
+    }
+
+    let seen = silent.seen() - before;
+    assert!(seen < 20, "{seen} queries beside probes");
+    Ok(())
+}
+
+#[test]
 fn round_robin_gives_each_upstream_its_share() -> Result<()> {
     let lab = Lab::client_with_tunnel()?;
     let _second = second(&lab)?;

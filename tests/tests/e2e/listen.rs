@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{
-    Authority, Daemon, Deed, EncryptedServer, Exit, Identity, Namespace, Process, RESOLVER_V4,
-    Responder, Scratch, TlsResponder, Unbound, VethEnd, binary, dns, finish, interceptor,
-    unprivileged, until, veth,
+    Authority, Daemon, Deed, EncryptedServer, Exit, Identity, Load, Namespace, Process,
+    RESOLVER_V4, Responder, Scratch, TlsResponder, Unbound, VethEnd, binary, dns, finish,
+    interceptor, unprivileged, until, veth,
 };
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -435,6 +435,37 @@ fn thousands_of_idle_connections_are_bounded_and_lock_nobody_out() -> Result<()>
 /// ```text
 ///   net 192.0.2.53 ── host ── client: 10.1.0.9 (private), 198.51.100.9 (public), fd01::9
 /// ```
+#[test]
+fn a_port_is_handed_from_all_addresses_to_one_and_back_and_no_query_is_lost() -> Result<()> {
+    let stage = Stage::new()?;
+    let scratch = Scratch::new()?;
+    let listen_at = |address: &str| {
+        let text = format!("[[listen]]\naddress = \"{address}\"\nallow = [\"10.0.0.0/8\"]\n");
+        scratch.write("interceptor.toml", text)
+    };
+    let path = listen_at("0.0.0.0")?.display().to_string();
+    let daemon = stage.daemon(&["--config", &path])?;
+    let server = "10.1.0.1:53".parse()?;
+    let load = Load::udp(&stage.client, server, 4)?;
+
+    for address in ["10.1.0.1", "0.0.0.0", "10.1.0.1"] {
+        load.progress(50)?;
+        listen_at(address)?;
+        daemon.ask(&["reload"])?;
+        load.progress(50)?;
+        for transport in ["+notcp", "+tcp"] {
+            let answer = stage.address(&format!("{transport} @10.1.0.1"))?;
+            assert_eq!(answer, "192.0.2.80", "{address} {transport}");
+        }
+        let other = stage.try_dig("+short @10.1.0.2 www.example.test")?;
+        assert_eq!(other.stdout.contains("192.0.2.80"), address == "0.0.0.0");
+    }
+
+    let report = load.stop()?;
+    assert_eq!((report.lost, report.wrong), (0, 0), "{report:?}");
+    Ok(())
+}
+
 struct Stage {
     net: Arc<Namespace>,
     host: Arc<Namespace>,
