@@ -659,12 +659,13 @@ fn unescape(value: &str) -> String {
 fn escape(value: &str) -> String {
     let mut escaped = String::with_capacity(value.len());
     for character in value.chars() {
-        match character {
-            '%' | '&' | '#' | ' ' | '"' | ',' => {
-                // Writing to a String cannot fail.
-                let _ = write!(escaped, "%{:02X}", u32::from(character));
-            }
-            _ => escaped.push(character),
+        // Control characters would be skipped, and a brace could begin a template.
+        let is_special = character.is_ascii_control() || "%&# \",{".contains(character);
+        if is_special {
+            // Writing to a String cannot fail.
+            let _ = write!(escaped, "%{:02X}", u32::from(character));
+        } else {
+            escaped.push(character);
         }
     }
     escaped
@@ -691,6 +692,7 @@ mod tests {
             "https://dns.example/dns-query?bootstrap=192.0.2.1&bootstrap=2001:db8::1",
             "h3://dns.example:8443/dns-query?bootstrap=192.0.2.1&ca=/etc/ca%20file.pem",
             "tls://192.0.2.1?roots=webpki&cert=/c.pem&key=/k.pem",
+            "tls://192.0.2.1?ca=%0D%0A%09%7B?dns}",
         ] {
             assert_eq!(parse(text).unwrap().to_string(), text);
         }
