@@ -4,11 +4,12 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ErrorKind};
 
 use crate::config;
 use crate::control::BindError;
 use crate::control::client::ClientError;
+use crate::dns::upstream::UpstreamUrlError;
 use crate::listen::ListenError;
 use crate::rules::RuleError;
 
@@ -76,6 +77,11 @@ fn tell(line: &str) {
 }
 
 fn usage_line(error: &clap::Error) -> String {
+    // What was written is repeated otherwise, with what may be secret in it.
+    if let Some(source) = error.source().filter(|it| it.is::<UpstreamUrlError>()) {
+        let argument = error.get(ContextKind::InvalidArg);
+        return argument.map_or_else(|| source.to_string(), |it| format!("{it}: {source}"));
+    }
     let rendered = error.render().to_string();
     let said = rendered
         .lines()
@@ -152,6 +158,18 @@ mod tests {
         assert_eq!(
             failure.line,
             "cannot start: --deadline: dns.deadline: `x` is no duration"
+        );
+    }
+
+    #[test]
+    fn a_url_that_cannot_be_is_told_without_what_may_be_secret_in_it() {
+        let words = ["interceptor", "query", "www.example", "--via"];
+        let words = words.into_iter().chain(["htps://dns.example/s3cr3t"]);
+        let error = Cli::command().try_get_matches_from(words).unwrap_err();
+        let line = usage_line(&error);
+        assert!(
+            line.starts_with("--via <URL>: `htps://dns.example/…`: unknown scheme"),
+            "{line}"
         );
     }
 
