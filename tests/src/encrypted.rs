@@ -1,4 +1,5 @@
-//! Real servers for encrypted DNS: each answers over TLS and HTTPS with what the lab's unbound says.
+//! Real servers for encrypted DNS: each answers over TLS and HTTPS, some over QUIC and HTTP/3 as well, with what is in the
+//! lab's zone.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,9 +7,11 @@ use std::sync::Arc;
 use anyhow::{Result, anyhow};
 
 use crate::certificates::Identity;
+use crate::hickory::{Hickory, Sessions};
 use crate::namespace::Namespace;
 use crate::process::Process;
 use crate::scratch::Scratch;
+use crate::scripted_server::Transport;
 use crate::topology::RESOLVER_V4;
 use crate::wait::until;
 
@@ -21,21 +24,54 @@ pub enum ServerSoftware {
     KnotResolver,
     /// dnsdist.
     Dnsdist,
+    /// Hickory DNS.
+    Hickory,
 }
 
-/// A server that speaks DoT at port 853 and DoH at port 443 (`/dns-query`) of [`EncryptedServer::ADDRESS`].
+/// A server that speaks DoT at port 853 and DoH at port 443 (`/dns-query`) of [`EncryptedServer::ADDRESS`], and what
+/// else [`ServerSoftware::transports`] says at the transport's own port.
 #[derive(Debug)]
 pub struct EncryptedServer {
     software: ServerSoftware,
     namespace: Arc<Namespace>,
     identity: Identity,
     scratch: Scratch,
-    process: Option<Process>,
+    sessions: Arc<Sessions>,
+    running: Option<Running>,
+}
+
+#[derive(Debug)]
+enum Running {
+    Process(Process),
+    Within { _server: Hickory },
 }
 
 impl ServerSoftware {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Unbound, Self::KnotResolver, Self::Dnsdist];
+    pub const ALL: [Self; 4] = [
+        Self::Unbound,
+        Self::KnotResolver,
+        Self::Dnsdist,
+        Self::Hickory,
+    ];
+
+    /// What it speaks.
+    pub fn transports(self) -> &'static [Transport] {
+        match self {
+            Self::Hickory => &Transport::ENCRYPTED,
+            _ => &[Transport::Tls, Transport::Https],
+        }
+    }
+
+    /// Whether it takes DoH's queries by GET as well.
+    pub fn takes_get(self) -> bool {
+        self != Self::Hickory
+    }
+
+    /// Whether it asks the lab's unbound; it has the zone itself otherwise.
+    pub fn asks_the_resolver(self) -> bool {
+        self != Self::Hickory
+    }
 }
 
 impl EncryptedServer {
@@ -53,67 +89,74 @@ impl EncryptedServer {
             namespace: Arc::clone(namespace),
             identity: identity.clone(),
             scratch: Scratch::new()?,
-            process: None,
+            sessions: Sessions::new(),
+            running: None,
         };
         server.restart()?;
         Ok(server)
     }
 
-    /// Starts it again after [`Self::stop`].
+    /// Starts it again after [`Self::stop`], and waits until it answers kdig over all that both of them speak.
     pub fn restart(&mut self) -> Result<()> {
-        let configuration = self.scratch.write("server.conf", self.configuration())?;
-        let directory = self.scratch.path("");
-        let mut process = match self.software {
-            ServerSoftware::Unbound => {
-                let mut command = self.namespace.command("unbound");
-                command.arg("-d").arg("-c").arg(configuration);
-                Process::spawn("unbound", command)?
-            }
-            ServerSoftware::KnotResolver => {
-                let mut command = self.namespace.command("kresd");
-                command
-                    .arg("-n")
-                    .arg("-c")
-                    .arg(configuration)
-                    .arg(directory);
-                Process::spawn("kresd", command)?
-            }
-            ServerSoftware::Dnsdist => {
-                let mut command = self.namespace.command("dnsdist");
-                command.args(["--supervised", "--disable-syslog", "-C"]);
-                command.arg(configuration);
-                Process::spawn("dnsdist", command)?
-            }
-        };
-        for transport in ["+tls", "+https"] {
-            until(
-                &format!("{:?} answers kdig {transport}", self.software),
-                || {
-                    if process.has_ended() {
-                        return Some(Err(anyhow!("{:?} ended: {}", self.software, process.log())));
-                    }
-                    let line = format!(
-                        "kdig +retry=0 +timeout=2 +short {transport} @{} www.example.test",
-                        Self::ADDRESS
-                    );
-                    let answer = self.namespace.run(&line).ok()?;
-                    (answer.trim() == "192.0.2.80").then_some(Ok(()))
-                },
-            )
-            .map_err(|error| error.context(process.log()))??;
+        let mut running = self.run()?;
+        for transport in self.software.transports() {
+            let flag = match transport {
+                Transport::Tls => "+tls",
+                Transport::Https => "+https",
+                Transport::Quic => "+quic",
+                _ => continue,
+            };
+            until(&format!("{:?} answers kdig {flag}", self.software), || {
+                if running.has_ended() {
+                    return Some(Err(anyhow!("{:?} ended: {}", self.software, running.log())));
+                }
+                let line = format!(
+                    "kdig +retry=0 +timeout=2 +short {flag} @{} www.example.test",
+                    Self::ADDRESS
+                );
+                let answer = self.namespace.run(&line).ok()?;
+                (answer.trim() == "192.0.2.80").then_some(Ok(()))
+            })
+            .map_err(|error| error.context(running.log()))??;
         }
-        self.process = Some(process);
+        self.running = Some(running);
         Ok(())
     }
 
     /// Kills it: its ports are closed from here on.
     pub fn stop(&mut self) {
-        self.process = None;
+        self.running = None;
+    }
+
+    /// How many TLS sessions clients have come back to, restarts included; 0 where the software does not say.
+    pub fn resumed(&self) -> u64 {
+        self.sessions.resumed()
     }
 
     /// Its address for DoT.
     pub fn dot() -> SocketAddr {
         SocketAddr::from(([192, 0, 2, 54], 853))
+    }
+
+    fn run(&self) -> Result<Running> {
+        let (name, arguments): (_, &[_]) = match self.software {
+            ServerSoftware::Unbound => ("unbound", &["-d", "-c"]),
+            ServerSoftware::KnotResolver => ("kresd", &["-n", "-c"]),
+            ServerSoftware::Dnsdist => ("dnsdist", &["--supervised", "--disable-syslog", "-C"]),
+            ServerSoftware::Hickory => {
+                let address = Self::ADDRESS.parse()?;
+                let (namespace, sessions) = (&self.namespace, &self.sessions);
+                let server = Hickory::start(namespace, address, &self.identity, sessions)?;
+                return Ok(Running::Within { _server: server });
+            }
+        };
+        let configuration = self.scratch.write("server.conf", self.configuration())?;
+        let mut command = self.namespace.command(name);
+        command.args(arguments).arg(configuration);
+        if self.software == ServerSoftware::KnotResolver {
+            command.arg(self.scratch.path(""));
+        }
+        Ok(Running::Process(Process::spawn(name, command)?))
     }
 
     fn configuration(&self) -> String {
@@ -160,6 +203,24 @@ impl EncryptedServer {
                  addDOHLocal('{address}:443', '{certificate}', '{key}', '/dns-query')\n\
                  newServer({{address='{RESOLVER_V4}:53'}}):setUp()\n"
             ),
+            // It runs within this process.
+            ServerSoftware::Hickory => String::new(),
+        }
+    }
+}
+
+impl Running {
+    fn has_ended(&mut self) -> bool {
+        match self {
+            Self::Process(process) => process.has_ended(),
+            Self::Within { .. } => false,
+        }
+    }
+
+    fn log(&self) -> String {
+        match self {
+            Self::Process(process) => process.log(),
+            Self::Within { .. } => String::new(),
         }
     }
 }

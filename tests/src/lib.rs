@@ -9,6 +9,7 @@ mod daemon;
 pub mod dns;
 mod encrypted;
 mod forwarder;
+mod hickory;
 mod impaired_path;
 mod kernel;
 mod knot;

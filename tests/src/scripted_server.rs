@@ -107,7 +107,8 @@ impl Transport {
         !matches!(self, Self::Udp | Self::Tcp)
     }
 
-    fn protocol(self) -> &'static [u8] {
+    /// What TLS calls it (ALPN, RFC 7301).
+    pub(crate) fn protocol(self) -> &'static [u8] {
         match self {
             Self::Udp | Self::Tcp => b"",
             Self::Tls => b"dot",

@@ -139,7 +139,8 @@ fn configuration(addresses: &[IpAddr], zone: &str, control: &str) -> String {
     )
 }
 
-fn zone() -> String {
+/// The text of the zone file.
+pub(crate) fn zone() -> String {
     let mut zone = String::from(
         "$ORIGIN example.test.\n\
          $TTL 300\n\

@@ -85,10 +85,12 @@ fn real_servers_killed_in_the_middle_of_queries_are_asked_again_when_they_are_ba
     for software in ServerSoftware::ALL {
         let stage = Stage::new()?;
         let mut server = EncryptedServer::start(software, &stage.lab.net, &stage.identity)?;
-        let urls = [Transport::Tls, Transport::Https]
-            .map(|transport| vec![stage.url(transport, transport.port(), "")]);
-        let names = ["h7", "h8"];
-        let routes: Vec<_> = names.into_iter().zip(urls).collect();
+        let transports = software.transports();
+        let names = &["h7", "h8", "h9", "h10"][..transports.len()];
+        let urls = transports
+            .iter()
+            .map(|transport| vec![stage.url(*transport, transport.port(), "")]);
+        let routes: Vec<_> = names.iter().copied().zip(urls).collect();
         let daemon = stage.daemon_with(&routes)?;
         let asked = |name: &str, qtype: &str| {
             stage
@@ -100,16 +102,28 @@ fn real_servers_killed_in_the_middle_of_queries_are_asked_again_when_they_are_ba
         }
         let before = Holdings::of(&daemon)?;
 
-        // What stands behind it says nothing, so that it owes replies when it is killed.
+        // What stands behind it says nothing, so that it owes replies when it is killed; where nothing does, it
+        // hears no queries.
         let net = &stage.lab.net;
         net.run("nft add table ip quiet")?;
         net.run("nft add chain ip quiet in { type filter hook input priority 0 ; }")?;
-        net.run("nft add rule ip quiet in meta l4proto { tcp, udp } th dport 53 drop")?;
+        let ports = if software.asks_the_resolver() {
+            "53"
+        } else {
+            "{ 443, 853 }"
+        };
+        net.run(&format!(
+            "nft add rule ip quiet in meta l4proto {{ tcp, udp }} th dport {ports} drop"
+        ))?;
         let replies = thread::scope(|scope| {
-            let asking = names.map(|name| scope.spawn(move || asked(name, "MX")));
+            let asked = &asked;
+            let asking: Vec<_> = names
+                .iter()
+                .map(|name| scope.spawn(move || asked(name, "MX")))
+                .collect();
             until("the queries are on their way", || {
                 let status = daemon.status().ok()?;
-                (status["dns"]["in_flight"] == 2).then_some(())
+                (status["dns"]["in_flight"] == names.len()).then_some(())
             })?;
             server.stop();
             asking
