@@ -13,7 +13,10 @@ use rustls::crypto::ring;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{HandshakeKind, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use rustls::{
+    HandshakeKind, ProtocolVersion, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+    SupportedProtocolVersion,
+};
 
 use crate::certificates::Identity;
 use crate::dns::framed;
@@ -33,6 +36,8 @@ pub struct TlsResponder {
 pub struct Seen {
     /// The handshake resumed an earlier session.
     pub resumed: bool,
+    /// The version of TLS agreed on.
+    pub version: Option<ProtocolVersion>,
     /// The protocol agreed on.
     pub alpn: Vec<u8>,
     /// The server name that was asked for.
@@ -62,9 +67,32 @@ impl TlsResponder {
         clients: Option<&Path>,
         script: impl Fn(usize, &[u8]) -> Deed + Send + Sync + 'static,
     ) -> Result<Self> {
+        let versions = rustls::DEFAULT_VERSIONS;
+        Self::start_with(versions, namespace, local, identity, clients, script)
+    }
+
+    /// The same with TLS 1.2 and nothing newer, for clients without certificate.
+    pub fn start_with_tls_1_2(
+        namespace: &Arc<Namespace>,
+        local: SocketAddr,
+        identity: &Identity,
+        script: impl Fn(usize, &[u8]) -> Deed + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let versions = &[&rustls::version::TLS12];
+        Self::start_with(versions, namespace, local, identity, None, script)
+    }
+
+    fn start_with(
+        versions: &[&'static SupportedProtocolVersion],
+        namespace: &Arc<Namespace>,
+        local: SocketAddr,
+        identity: &Identity,
+        clients: Option<&Path>,
+        script: impl Fn(usize, &[u8]) -> Deed + Send + Sync + 'static,
+    ) -> Result<Self> {
         let provider = Arc::new(ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()?;
+            .with_protocol_versions(versions)?;
         let builder = match clients {
             None => builder.with_no_client_auth(),
             Some(file) => {
@@ -139,6 +167,7 @@ fn serve(
         let mut seen = lock(seen);
         seen.push(Seen {
             resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
+            version: connection.protocol_version(),
             alpn: connection.alpn_protocol().unwrap_or_default().to_vec(),
             server_name: connection.server_name().map(str::to_owned),
             client_certificates: connection.peer_certificates().map_or(0, <[_]>::len),

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use anyhow::{Context as _, Result, ensure};
 use lab::dns::Query;
 use lab::{
-    Authority, CLIENT_V4, Capture, Daemon, Deed, EncryptedServer, Identity, Lab, PEER_V4,
+    Authority, CLIENT_V4, Capture, Daemon, Deed, EncryptedServer, Identity, Lab, PEER_V4, Process,
     QuicProtocol, QuicResponder, Responder, Routing, ServerSoftware, TlsResponder, dns,
     interceptor, until,
 };
+use rustls::ProtocolVersion;
 
 const NAME: &str = "dns.lab.test";
 const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 54));
@@ -484,6 +485,66 @@ fn a_server_that_asks_for_it_gets_the_client_certificate() -> Result<()> {
 
     stage.assert_answered("+notcp")?;
     assert_eq!(server.seen()[0].client_certificates, 1);
+    Ok(())
+}
+
+#[test]
+fn a_server_that_knows_nothing_newer_than_tls_1_2_is_asked() -> Result<()> {
+    let stage = Stage::new()?;
+    let server = TlsResponder::start_with_tls_1_2(
+        &stage.lab.net,
+        EncryptedServer::dot(),
+        &stage.ca.issue(&[NAME])?,
+        |connection, query| match connection {
+            0 if is_about(query, "cut") => Deed::HangUp,
+            _ => answer(query),
+        },
+    )?;
+    let _daemon = stage.daemon(&[&stage.url("tls", "")])?;
+
+    stage.assert_answered("+notcp")?;
+    stage.lab.dig("@10.30.30.30 cut.example.test")?;
+
+    let seen = server.seen();
+    assert_eq!(seen.len(), 2, "{seen:?}");
+    for connection in &seen {
+        assert_eq!(connection.version, Some(ProtocolVersion::TLSv1_2));
+    }
+    assert!(seen[1].resumed, "{seen:?}");
+    Ok(())
+}
+
+#[test]
+fn a_server_that_knows_nothing_newer_than_tls_1_1_is_refused_and_the_versions_are_told()
+-> Result<()> {
+    let stage = Stage::new()?;
+    let identity = stage.ca.issue(&[NAME])?;
+    for (scheme, port) in [("tls", 853), ("https", 443)] {
+        let mut command = stage.lab.net.command("openssl");
+        // OpenSSL holds signatures with SHA-1, which TLS 1.1 has, for insecure on every other level; as a web server it does
+        // not end with its standard input.
+        command
+            .args([
+                "s_server",
+                "-www",
+                "-tls1_1",
+                "-cipher",
+                "ALL:@SECLEVEL=0",
+                "-cert",
+            ])
+            .arg(&identity.certificate)
+            .arg("-key")
+            .arg(&identity.key)
+            .args(["-accept", &format!("{SERVER}:{port}")]);
+        let mut server = Process::spawn("openssl", command)?;
+        server.wait_for_line("ACCEPT")?;
+
+        let error = stage.refusal(&stage.url(scheme, ""))?;
+
+        for version in ["TLS 1.3", "TLS 1.2"] {
+            assert!(error.contains(version), "{scheme}: {error}");
+        }
+    }
     Ok(())
 }
 

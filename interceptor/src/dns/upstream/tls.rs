@@ -14,7 +14,8 @@ use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::SingleCertAndKey;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme, version,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, PeerIncompatible,
+    RootCertStore, SignatureScheme, version,
 };
 use thiserror::Error;
 use tokio::net::TcpStream;
@@ -150,7 +151,8 @@ impl Tls {
         config.await.map(Arc::clone)
     }
 
-    /// The error of a handshake, with the certificate's fault in place of the TLS library's words for it.
+    /// The error of a handshake, with the fault of the certificate or of the server's TLS version in place of the TLS
+    /// library's words for it.
     pub(super) fn explain(&self, error: io::Error) -> io::Error {
         let objection = self
             .objection
@@ -159,10 +161,29 @@ impl Tls {
             .take();
         match objection {
             Some(objection) => io::Error::new(io::ErrorKind::InvalidData, objection.to_string()),
+            None if is_about_versions(&error) => {
+                io::Error::new(io::ErrorKind::Unsupported, UNKNOWN_VERSIONS)
+            }
             None => error,
         }
     }
 }
+
+/// Whether a handshake over TCP failed because the server speaks neither TLS 1.2 nor 1.3: it says so (RFC 8446 §6.2), or
+/// answers with an older version, as servers before TLS 1.2 do.
+fn is_about_versions(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|it| it.downcast_ref());
+    matches!(
+        error,
+        Some(
+            rustls::Error::AlertReceived(AlertDescription::ProtocolVersion)
+                | rustls::Error::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13)
+        )
+    )
+}
+
+const UNKNOWN_VERSIONS: &str =
+    "the server speaks neither TLS 1.3 nor TLS 1.2, and older versions are not safe";
 
 impl TlsDial {
     pub(super) fn new(tls: Arc<Tls>, bypass: Bypass) -> Self {
