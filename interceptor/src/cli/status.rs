@@ -342,6 +342,7 @@ listeners
             version: "0.1.0".to_owned(),
             pid: 4711,
             uptime_seconds: 3723,
+            tasks: 23,
             reader: Some(ReaderStatus {
                 kind: "tun".to_owned(),
                 device: "icept0".to_owned(),

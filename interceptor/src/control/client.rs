@@ -597,6 +597,7 @@ mod tests {
             version: "0.1.0".to_owned(),
             pid: 7,
             uptime_seconds: 60,
+            tasks: 23,
             reader: Some(ReaderStatus {
                 kind: "tun".to_owned(),
                 device: "icept0".to_owned(),

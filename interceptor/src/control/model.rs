@@ -18,6 +18,9 @@ pub struct Status {
     pub pid: u32,
     /// How long it has been running.
     pub uptime_seconds: u64,
+    /// Tasks that its runtimes have: a number that comes back to where it was when queries and clients are gone.
+    #[serde(default)]
+    pub tasks: u64,
     /// How intercepted packets reach it; none where nothing is intercepted.
     pub reader: Option<ReaderStatus>,
     /// Where it listens.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use interceptor_ebpf::Pass;
+use tokio::runtime::Handle;
 use tokio::task::{block_in_place, spawn_blocking};
 use tracing::info;
 
@@ -49,6 +50,13 @@ impl DaemonBackend {
             parts,
             reloader,
         }
+    }
+
+    /// The tasks of both runtimes, that of the control API and of all that waits included.
+    fn tasks(&self) -> u64 {
+        let runtimes = [&Handle::current(), &self.parts.data_plane];
+        let alive = runtimes.map(|runtime| runtime.metrics().num_alive_tasks() as u64);
+        alive.iter().sum()
     }
 
     fn answers(&self) -> Option<&Answers> {
@@ -122,6 +130,7 @@ impl Backend for DaemonBackend {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
+            tasks: self.tasks(),
             reader: netstack.as_ref().map(|(netstack, device)| ReaderStatus {
                 kind: device.kind.to_string(),
                 device: device.name.clone(),
