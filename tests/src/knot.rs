@@ -27,9 +27,33 @@ impl Knot {
         records: &str,
         probe: &str,
     ) -> Result<Self> {
+        Self::start_with(namespace, addresses, zone, records, probe, "")
+    }
+
+    /// The same, where who shows a cookie (RFC 7873) gets an answer over UDP for that of this server only, and BADCOOKIE
+    /// for any other.
+    pub fn start_with_cookies(
+        namespace: &Namespace,
+        addresses: &[IpAddr],
+        zone: &str,
+        records: &str,
+        probe: &str,
+    ) -> Result<Self> {
+        Self::start_with(namespace, addresses, zone, records, probe, COOKIES)
+    }
+
+    fn start_with(
+        namespace: &Namespace,
+        addresses: &[IpAddr],
+        zone: &str,
+        records: &str,
+        probe: &str,
+        modules: &str,
+    ) -> Result<Self> {
         let scratch = Scratch::new()?;
         scratch.write("zone", records)?;
-        let configuration = configuration(addresses, zone, &scratch.path("").display().to_string());
+        let folder = scratch.path("").display().to_string();
+        let configuration = configuration(addresses, zone, &folder, modules);
         let file = scratch.write("knot.conf", &configuration)?;
         let mut command = namespace.command("knotd");
         command.arg("-c").arg(file);
@@ -65,7 +89,7 @@ impl Knot {
     }
 }
 
-fn configuration(addresses: &[IpAddr], zone: &str, folder: &str) -> String {
+fn configuration(addresses: &[IpAddr], zone: &str, folder: &str, modules: &str) -> String {
     let listen = lines(addresses, |address| format!("  listen: {address}@53\n"));
     format!(
         "server:\n\
@@ -79,6 +103,7 @@ fn configuration(addresses: &[IpAddr], zone: &str, folder: &str) -> String {
          \x20   any: error\n\
          database:\n\
          \x20 storage: \"{folder}\"\n\
+         {modules}\
          zone:\n\
          \x20 - domain: {zone}\n\
          \x20   storage: \"{folder}\"\n\
@@ -87,3 +112,11 @@ fn configuration(addresses: &[IpAddr], zone: &str, folder: &str) -> String {
          \x20   zonefile-sync: -1\n"
     )
 }
+
+/// The module that gives cookies and wants them back.
+const COOKIES: &str = "mod-cookies:\n\
+    \x20 - id: strict\n\
+    \x20   badcookie-slip: 1\n\
+    template:\n\
+    \x20 - id: default\n\
+    \x20   global-module: mod-cookies/strict\n";

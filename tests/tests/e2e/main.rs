@@ -13,6 +13,7 @@ mod chaos;
 mod device;
 mod doctor;
 mod encrypted;
+mod forgery;
 mod groups;
 mod icmp;
 mod kernel_answers;
