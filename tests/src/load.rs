@@ -160,8 +160,10 @@ fn judge(host: u16, query: &Query, wire: &[u8]) -> Result<Origin> {
     if dns::question_name(&reply) != query.name {
         bail!("a reply to another question: {reply:?}");
     }
-    let address = dns::first_address(&reply)
-        .with_context(|| format!("a reply without address: {:?}", reply.metadata))?;
+    let address = dns::first_address(&reply).with_context(|| {
+        let (code, error) = (reply.metadata.response_code, dns::extended_error(&reply));
+        format!("a reply without address: {code:?}, {error:?}")
+    })?;
     if address == host_address(host) {
         Ok(Origin::Resolver)
     } else if address == Responder::FAR_ANSWER {

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use lab::dns::{self, Query};
 use lab::{
-    Authority, Capture, Daemon, Deed, Lab, Load, Process, Responder, Scratch, TlsResponder,
-    VIRTUAL_V4, VIRTUAL_V6,
+    Authority, Capture, Daemon, Deed, EncryptedServer, Lab, Load, Process, Responder, Scratch,
+    ServerSoftware, TlsResponder, VIRTUAL_V4, VIRTUAL_V6,
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -496,6 +496,74 @@ fn a_thousand_reloads_under_load_lose_no_query_and_misjudge_no_packet() -> Resul
     Ok(())
 }
 
+#[test]
+fn reloads_under_load_lose_no_query_of_listeners_and_none_that_is_asked_over_tls_or_https()
+-> Result<()> {
+    let lab = Lab::client_with_tunnel()?;
+    let ca = Authority::new("Lab Authority")?;
+    let identity = ca.issue(&["dns.lab.test"])?;
+    let _server = EncryptedServer::start(ServerSoftware::Unbound, &lab.net, &identity)?;
+    let url = |scheme: &str, parameters: &str| {
+        let (address, ca) = (EncryptedServer::ADDRESS, ca.file().display());
+        format!("{scheme}://{address}?ca={ca}{parameters}#dns.lab.test")
+    };
+    let (tls, https) = (url("tls", ""), url("https", ""));
+    // Other upstreams in another order, and one of the same server that has connections of its own.
+    let lists = [
+        upstreams(&[&tls]),
+        upstreams(&[&https, &url("tls", "&pool=2"), &tls]),
+    ];
+    let plan = |turn: u16| {
+        let upstreams = &lists[usize::from(turn % 2)];
+        let record = lab::host_address(turn);
+        // A place that was left is free when what came there has been answered.
+        let passing = 5301 + turn % 100;
+        format!(
+            "{upstreams}\
+             [[record]]\nname = \"own.test\"\ntype = \"A\"\nvalue = \"{record}\"\n\
+             [[listen]]\naddress = \"127.0.0.1:{passing}\"\n\
+             [[listen]]\naddress = \"{LISTENER}\"\n"
+        )
+    };
+    let file = File::new(&lab, &plan(0))?;
+    // Every query goes to an upstream.
+    let daemon = file.daemon(&lab, &["--log", "warn", "--no-cache"])?;
+    let outside = Capture::start(&lab.client, "eth0")?;
+    let listener = LISTENER.parse()?;
+    let loads = [
+        Load::udp(&lab.client, Lab::dns_v4(), 2)?,
+        Load::tcp(&lab.client, Lab::dns_v4(), 1)?,
+        Load::udp(&lab.client, listener, 2)?,
+        Load::tcp(&lab.client, listener, 1)?,
+    ];
+    let probe = lab.client.udp_to(listener)?;
+    probe.set_read_timeout(Some(lab::patience()))?;
+
+    for turn in 1..=lab::rounds(1000) as u16 {
+        file.write(&plan(turn))?;
+        reload(&daemon).with_context(|| format!("turn {turn}"))?;
+        probe.send(&Query::new("own.test", 1).wire())?;
+        let mut buffer = [0; 512];
+        let length = lab::receive(&probe, &mut buffer)?;
+        let reply = dns::parse(&buffer[..length])?;
+        let expected = Some(lab::host_address(turn));
+        assert_eq!(dns::first_address(&reply), expected, "turn {turn}");
+    }
+    for load in &loads {
+        load.progress(10)?;
+    }
+
+    for load in loads {
+        let report = load.stop()?;
+        assert_eq!(report.queries(), report.resolver, "{report:?}");
+    }
+    lab.ping(lab::RESOLVER_V4)?;
+    outside.wait_for("the ping", |packet| packet.protocol == ICMP)?;
+    let readable = outside.matching(|packet| packet.involves_port(53))?;
+    assert_eq!(readable, []);
+    Ok(())
+}
+
 /// The daemon's configuration file.
 struct File {
     interface: String,
@@ -579,6 +647,9 @@ fn reload(daemon: &Daemon) -> Result<()> {
 }
 
 const ICMP: u8 = 1;
+
+/// Where a listener stays.
+const LISTENER: &str = "127.0.0.1:5300";
 
 /// What the lab's resolver says of www.example.test.
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 80);
