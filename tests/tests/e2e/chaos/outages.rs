@@ -1,11 +1,13 @@
 //! Upstreams that go away in the middle of queries, in every way there is, and come back.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use anyhow::{Context as _, Result};
-use lab::{EncryptedServer, ScriptedServer, ServerSoftware, Transport, until};
+use lab::{EncryptedServer, ScriptedServer, ServerSoftware, Transport, dns, until};
 
-use super::{Act, Holdings, Outcome, SERVER, Stage, answer, is_about};
+use super::{Act, Holdings, Outcome, SERVER, Stage, answer, is_about, right};
 
 #[test]
 fn upstreams_killed_in_the_middle_of_queries_are_asked_again_when_they_are_back() -> Result<()> {
@@ -27,6 +29,40 @@ fn upstreams_whose_link_goes_down_are_asked_again_when_it_is_up() -> Result<()> 
         |stage, _| stage.lab.net.run("ip link set eth0 down").map(drop),
         |stage, _| stage.lab.net.run("ip link set eth0 up").map(drop),
     )
+}
+
+#[test]
+fn queries_whose_connection_is_cut_before_or_within_the_reply_are_answered_on_another() -> Result<()>
+{
+    let stage = Stage::new()?;
+    let asked = Arc::new(Mutex::new(BTreeMap::<_, u32>::new()));
+    let servers = stage.servers(&Transport::CONNECTED, move |query| {
+        let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = dns::parse(query).map(|query| dns::question_name(&query));
+        let times = asked.entry(name.unwrap_or_default()).or_default();
+        *times += 1;
+        match *times {
+            1 if is_about(query, "cut") => vec![Act::Cut],
+            1 if is_about(query, "within") => {
+                let begin = right(query)[..20].to_vec();
+                vec![Act::Octets(begin), Act::Cut]
+            }
+            _ => answer(query),
+        }
+    })?;
+    let daemon = stage.daemon(&Transport::CONNECTED, &[])?;
+    stage.assert_all_answered("warm", &Transport::CONNECTED)?;
+    let before = Holdings::of(&daemon)?;
+
+    for word in ["cut", "within"] {
+        stage.assert_all_answered(word, &Transport::CONNECTED)?;
+    }
+
+    for (server, transport) in servers.iter().zip(Transport::CONNECTED) {
+        assert!(server.connections() >= 3, "{transport:?}");
+    }
+    stage.assert_nothing_in_plain_text()?;
+    before.wait_until_back(&daemon)
 }
 
 #[test]
