@@ -1,5 +1,4 @@
-//! Real servers for encrypted DNS: each answers over TLS and HTTPS, some over QUIC and HTTP/3 as well, with what is in the
-//! lab's zone.
+//! Real servers for encrypted DNS: each answers with what is in the lab's zone.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +11,8 @@ use crate::namespace::Namespace;
 use crate::process::Process;
 use crate::scratch::Scratch;
 use crate::scripted_server::Transport;
-use crate::topology::RESOLVER_V4;
+use crate::topology::{RESOLVER_V4, ZONE};
+use crate::unbound;
 use crate::wait::until;
 
 /// Which server.
@@ -26,10 +26,12 @@ pub enum ServerSoftware {
     Dnsdist,
     /// Hickory DNS.
     Hickory,
+    /// Knot DNS, whose QUIC (ngtcp2, on AF_XDP) shares nothing with the daemon's.
+    Knot,
 }
 
-/// A server that speaks DoT at port 853 and DoH at port 443 (`/dns-query`) of [`EncryptedServer::ADDRESS`], and what
-/// else [`ServerSoftware::transports`] says at the transport's own port.
+/// A server that speaks what [`ServerSoftware::transports`] says, each at its own port of [`EncryptedServer::ADDRESS`];
+/// DoH at `/dns-query`.
 #[derive(Debug)]
 pub struct EncryptedServer {
     software: ServerSoftware,
@@ -47,7 +49,7 @@ enum Running {
 }
 
 impl ServerSoftware {
-    /// All of them.
+    /// Those that speak DoT and DoH, and may speak more.
     pub const ALL: [Self; 4] = [
         Self::Unbound,
         Self::KnotResolver,
@@ -59,18 +61,19 @@ impl ServerSoftware {
     pub fn transports(self) -> &'static [Transport] {
         match self {
             Self::Hickory => &Transport::ENCRYPTED,
+            Self::Knot => &[Transport::Quic],
             _ => &[Transport::Tls, Transport::Https],
         }
     }
 
     /// Whether it takes DoH's queries by GET as well.
     pub fn takes_get(self) -> bool {
-        self != Self::Hickory
+        !matches!(self, Self::Hickory | Self::Knot)
     }
 
     /// Whether it asks the lab's unbound; it has the zone itself otherwise.
     pub fn asks_the_resolver(self) -> bool {
-        self != Self::Hickory
+        !matches!(self, Self::Hickory | Self::Knot)
     }
 }
 
@@ -99,7 +102,12 @@ impl EncryptedServer {
     /// Starts it again after [`Self::stop`], and waits until it answers kdig over all that both of them speak.
     pub fn restart(&mut self) -> Result<()> {
         let mut running = self.run()?;
-        for transport in self.software.transports() {
+        // What comes from its own namespace does not come by its AF_XDP socket.
+        let asked = match self.software {
+            ServerSoftware::Knot => &[],
+            software => software.transports(),
+        };
+        for transport in asked {
             let flag = match transport {
                 Transport::Tls => "+tls",
                 Transport::Https => "+https",
@@ -143,6 +151,10 @@ impl EncryptedServer {
             ServerSoftware::Unbound => ("unbound", &["-d", "-c"]),
             ServerSoftware::KnotResolver => ("kresd", &["-n", "-c"]),
             ServerSoftware::Dnsdist => ("dnsdist", &["--supervised", "--disable-syslog", "-C"]),
+            ServerSoftware::Knot => {
+                self.scratch.write("zone", unbound::zone())?;
+                ("knotd", &["-c"])
+            }
             ServerSoftware::Hickory => {
                 let address = Self::ADDRESS.parse()?;
                 let (namespace, sessions) = (&self.namespace, &self.sessions);
@@ -156,7 +168,11 @@ impl EncryptedServer {
         if self.software == ServerSoftware::KnotResolver {
             command.arg(self.scratch.path(""));
         }
-        Ok(Running::Process(Process::spawn(name, command)?))
+        let mut process = Process::spawn(name, command)?;
+        if self.software == ServerSoftware::Knot {
+            process.wait_for_line("server started")?;
+        }
+        Ok(Running::Process(process))
     }
 
     fn configuration(&self) -> String {
@@ -203,6 +219,33 @@ impl EncryptedServer {
                  addDOHLocal('{address}:443', '{certificate}', '{key}', '/dns-query')\n\
                  newServer({{address='{RESOLVER_V4}:53'}}):setUp()\n"
             ),
+            ServerSoftware::Knot => {
+                let folder = self.scratch.path("");
+                let folder = folder.display();
+                format!(
+                    "server:\n\
+                     \x20 rundir: \"{folder}\"\n\
+                     \x20 user: root\n\
+                     \x20 cert-file: \"{certificate}\"\n\
+                     \x20 key-file: \"{key}\"\n\
+                     xdp:\n\
+                     \x20 listen: eth0\n\
+                     \x20 udp: off\n\
+                     \x20 quic: on\n\
+                     \x20 quic-port: 853\n\
+                     log:\n\
+                     \x20 - target: stderr\n\
+                     \x20   any: info\n\
+                     database:\n\
+                     \x20 storage: \"{folder}\"\n\
+                     zone:\n\
+                     \x20 - domain: {ZONE}\n\
+                     \x20   storage: \"{folder}\"\n\
+                     \x20   file: zone\n\
+                     \x20   journal-content: none\n\
+                     \x20   zonefile-sync: -1\n"
+                )
+            }
             // It runs within this process.
             ServerSoftware::Hickory => String::new(),
         }

@@ -110,6 +110,40 @@ fn a_real_server_answers_over_quic_and_over_http_3_on_one_connection() -> Result
 }
 
 #[test]
+fn knot_answers_over_a_quic_that_shares_nothing_with_ours_and_again_after_a_restart() -> Result<()>
+{
+    let mut stage = Stage::with_server(ServerSoftware::Knot)?;
+    let daemon = stage.daemon(&[&stage.url("quic", ""), "--deadline", "2s"])?;
+    let mut answers = Vec::new();
+    for number in 0..20 {
+        let name = format!("h{number}.example.test");
+        let answer = stage.lab.dig(&format!("+short @10.30.30.30 {name}"))?;
+        assert_eq!(answer.trim(), lab::host_address(number).to_string());
+        answers.push((name, answer));
+    }
+    let big = "+short +tcp @10.30.30.30 TXT big4k.example.test";
+    assert_eq!(stage.lab.dig(big)?.lines().count(), 15);
+    let status = daemon.status()?;
+    let error = &status["upstreams"][0]["last_error"];
+    assert_eq!(*error, serde_json::Value::Null);
+    stage.wait_for_capture()?;
+    assert_eq!(stage.ports_in_use()?.len(), 1);
+
+    let ca = stage.ca.file().display();
+    let kdig = format!("+tls-ca={ca} +tls-hostname={NAME} +quic +short @{SERVER}");
+    for (name, ours) in answers {
+        let theirs = stage.lab.kdig(&format!("{kdig} {name}"))?;
+        assert_eq!(ours, theirs, "{name}");
+    }
+
+    stage.server_mut()?.stop();
+    let reply = stage.lab.dig("@10.30.30.30 mail.example.test MX")?;
+    assert!(reply.contains("status: SERVFAIL"), "{reply}");
+    stage.server_mut()?.restart()?;
+    stage.wait_until_answered()
+}
+
+#[test]
 fn many_queries_at_once_are_all_answered_by_a_server_that_takes_a_hundred_a_connection()
 -> Result<()> {
     const AT_ONCE: u16 = 25;
