@@ -79,8 +79,13 @@ fn reader(reader: &ReaderStatus) -> String {
         0 | 1 => String::new(),
         several => format!(", {several} queues"),
     };
+    let missed: u64 = reader.missed.iter().map(|queue| queue.packets).sum();
+    let missed = match missed {
+        0 => String::new(),
+        several => format!(", {} missed", grouped(several)),
+    };
     format!(
-        "{} on {} (MTU {}{queues}), {} packets in, {} out, {} dropped",
+        "{} on {} (MTU {}{queues}), {} packets in, {} out, {} dropped{missed}",
         reader.kind,
         reader.device,
         reader.mtu,
@@ -222,7 +227,7 @@ fn absent() -> String {
 mod tests {
     use serde_json::json;
 
-    use crate::control::{InterfaceState, RuleStatus, TierStatus};
+    use crate::control::{InterfaceState, MissedStatus, RuleStatus, TierStatus};
     use crate::rules::RuleId;
 
     use super::*;
@@ -293,12 +298,31 @@ kernel
             received: 1204,
             sent: 1204,
             dropped: 0,
+            missed: Vec::new(),
         });
 
         assert_eq!(
             line,
             "af-xdp on icept0 (MTU 1500, 2 queues), 1,204 packets in, 1,204 out, 0 dropped"
         );
+    }
+
+    #[test]
+    fn what_the_kernel_could_not_bring_in_is_told_where_there_is_any() {
+        let missed = |packets| MissedStatus {
+            packets,
+            ..MissedStatus::default()
+        };
+        let told = |missed: Vec<MissedStatus>| {
+            let status = status();
+            reader(&ReaderStatus {
+                missed,
+                ..status.reader.unwrap()
+            })
+        };
+
+        assert!(told(vec![missed(1000), missed(5)]).ends_with("0 dropped, 1,005 missed"));
+        assert!(told(vec![missed(0), missed(0)]).ends_with("0 dropped"));
     }
 
     #[test]
@@ -351,6 +375,7 @@ listeners
                 received: 1204,
                 sent: 1204,
                 dropped: 0,
+                missed: Vec::new(),
             }),
             listeners: Vec::new(),
             interfaces: vec![

@@ -606,6 +606,7 @@ mod tests {
                 received: 1,
                 sent: 2,
                 dropped: 0,
+                missed: Vec::new(),
             }),
             listeners: Vec::new(),
             interfaces: Vec::new(),

@@ -22,8 +22,8 @@ mod socket;
 
 pub use model::{
     Answered, CacheStatus, CachedAnswer, Flush, Flushed, GroupStatus, InterfaceState,
-    InterfaceStatus, ListenerStatus, NamesStatus, QueryStep, Question, ReaderStatus, Reloaded,
-    RuleStatus, Status, TierStatus, UpstreamStatus,
+    InterfaceStatus, ListenerStatus, MissedStatus, NamesStatus, QueryStep, Question, ReaderStatus,
+    Reloaded, RuleStatus, Status, TierStatus, UpstreamStatus,
 };
 pub use server::{Backend, Refusal, serve};
 pub use socket::{BindError, ControlSocket, bind, inspect};

@@ -64,6 +64,20 @@ pub struct ReaderStatus {
     pub sent: u64,
     /// Packets that could not go out.
     pub dropped: u64,
+    /// By queue, packets that the kernel could not bring in; only the AF_XDP reader's tells.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missed: Vec<MissedStatus>,
+}
+
+/// Packets that a queue of the reader did not bring in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissedStatus {
+    /// How many there were.
+    pub packets: u64,
+    /// How often there was no frame to receive into (`rx_fill_ring_empty_descs` of `XDP_STATISTICS`).
+    pub no_frame: u64,
+    /// How often there was no place in the ring (`rx_ring_full`).
+    pub no_place: u64,
 }
 
 /// A place where it listens.

@@ -17,14 +17,15 @@ use super::reload::{ReloadError, Reloader};
 use super::rulebook::ChangeError;
 use crate::control::{
     Answered, Backend, CacheStatus, CachedAnswer, Flush, Flushed, GroupStatus, ListenerStatus,
-    NamesStatus, Question, ReaderStatus, Refusal, Reloaded, RuleStatus, Status, TierStatus,
-    UpstreamStatus,
+    MissedStatus, NamesStatus, Question, ReaderStatus, Refusal, Reloaded, RuleStatus, Status,
+    TierStatus, UpstreamStatus,
 };
 use crate::dns::cache::{DomainName, Entry, NameError, Qtype, QtypeError, Scope, SharedCounters};
 use crate::dns::clock::Moment;
 use crate::dns::question;
 use crate::kernel::answers::Answers;
 use crate::listen::ListenerState;
+use crate::reader::{Device, Missed};
 use crate::rules::{Rule, RuleId, Transport};
 
 /// The tier that is user space's memory.
@@ -139,6 +140,7 @@ impl Backend for DaemonBackend {
                 received: netstack.packets_in,
                 sent: netstack.packets_out,
                 dropped: netstack.packets_unsent,
+                missed: missed(device),
             }),
             listeners: listeners.map(listener_status).collect(),
             interfaces,
@@ -317,6 +319,16 @@ fn shared_tier(counters: &SharedCounters) -> TierStatus {
         state: Some(format!("{}: {}", counters.store, counters.state)),
         counters: numbers.unwrap_or_default(),
     }
+}
+
+fn missed(device: &Device) -> Vec<MissedStatus> {
+    let missed = device.missed.iter().flat_map(|it| it.missed());
+    let status = |it: Missed| MissedStatus {
+        packets: it.packets,
+        no_frame: it.no_frame,
+        no_place: it.no_place,
+    };
+    missed.map(status).collect()
 }
 
 fn listener_status(state: ListenerState) -> ListenerStatus {

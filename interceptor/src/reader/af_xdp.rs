@@ -26,7 +26,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info};
 
 use super::device::{NameError, check_name, silence};
-use super::{Reader, Received, Transmitter};
+use super::{CountMissed, Reader, Received, Transmitter};
 use crate::kernel::SocketProgram;
 use crate::net::veth::{self, VethEnd, VethQueues};
 use crate::net::{Link, LinkLayer, Namespace, links, namespace};
@@ -40,8 +40,8 @@ const FAR_NAME: &str = "far0";
 const NAMES: u32 = 1000;
 
 /// How many queues there are at most. Several let the kernel bring the packets of several senders on as many processors at
-/// once; the task that takes them is one.
-const MOST_QUEUES: u32 = 8;
+/// once; the task that takes them is one. With more of them, each would have too few frames for a burst.
+const MOST_QUEUES: u32 = socket::MOST_SOCKETS;
 
 /// How long the kernel may take to clear away the device of a daemon that was killed, or sockets that were closed. Network
 /// namespaces wait for one another to be taken down.
@@ -60,7 +60,10 @@ const KICKS: u32 = 64;
 /// hash of the flow, or by the queue that a network card received it from, as the card had it by such a hash
 /// (`netdev_pick_tx`, Linux 6.18). The far end receives from the same queue (`veth_xmit`). Answers leave by one queue.
 ///
-/// The frames of all sockets together take at most 7.5 MiB of memory, those of one 6 MiB.
+/// The frames of all sockets together take at most 7.5 MiB of memory, those of one 6 MiB. Each queue has at least 512 of
+/// them to receive into. When all wait for us, the kernel drops what else comes, and counts it ([`Self::missed`]). Before
+/// that, packets may be dropped at the veth device, whose rings hold 256 a queue (`VETH_RING_SIZE`, Linux 6.18); the device
+/// counts those as its dropped ones.
 pub struct AfXdpReader {
     queues: Queues,
     sender: Arc<Sender>,
@@ -116,7 +119,7 @@ impl AfXdpReader {
     /// Creates the device `name`, or the first free one of icept0, icept1, …, brings it up with `mtu` bytes, and
     /// registers the sockets at its far end with the tokio runtime that the caller runs on.
     ///
-    /// It has as many queues as there are processors, but not more than eight, and one where the kernel refuses several.
+    /// It has as many queues as there are processors, but not more than five, and one where the kernel refuses several.
     ///
     /// While packets come, and for `busy_poll` after the last one, it looks for more without waiting to be told.
     ///
@@ -215,6 +218,11 @@ impl AfXdpReader {
     /// What has come by each queue.
     pub fn received(&self) -> &Received {
         self.queues.received()
+    }
+
+    /// What has not, for want of frames to receive into.
+    pub fn missed(&self) -> Arc<dyn CountMissed> {
+        self.queues.missed()
     }
 }
 

@@ -1,10 +1,19 @@
 //! Readers: how intercepted packets reach user space, and how answers leave again.
+//!
+//! Both take packets one by one, as they were on the wire. A TUN device could hand over several as one, with a header that
+//! tells how to take them apart (`IFF_VNET_HDR` and `TUNSETOFFLOAD`; veth has nothing of the kind for AF_XDP in copy mode),
+//! and would then leave checksums to us as well. That is made for bulk data. What is intercepted is datagrams of a few
+//! hundred octets, which the kernel joins only where the sender asked for it (`UDP_SEGMENT`), and TCP connections with
+//! windows of a few messages; the netstack cannot take what is longer than the MTU, so that every such packet would have
+//! to be cut up, and its checksums computed, before it could be looked at. All that would be gained is system calls on
+//! queries that a client sends together over TCP.
 
 pub mod af_xdp;
 mod device;
 mod open;
 pub mod tun;
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -62,6 +71,23 @@ impl Received {
         let Self(queues) = self;
         queues.iter().map(|it| it.load(Ordering::Relaxed)).collect()
     }
+}
+
+/// Packets that the kernel could not bring to a reader, since that was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Missed {
+    /// How many there were.
+    pub packets: u64,
+    /// How often there was no frame to receive into, because all of them were waiting for us.
+    pub no_frame: u64,
+    /// How often there was no place in the ring.
+    pub no_place: u64,
+}
+
+/// Tells how many packets a reader missed; the reader may be gone.
+pub trait CountMissed: fmt::Debug + Send + Sync {
+    /// By queue; nothing when the reader is gone.
+    fn missed(&self) -> Vec<Missed>;
 }
 
 /// The way out of a reader's device, shared by all tasks that answer. It does not keep the device open: that goes with

@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::fs::File;
+use std::sync::Arc;
 
 use anyhow::{Error, Result, bail};
 use tracing::warn;
 
 use super::af_xdp::AfXdpReader;
 use super::tun::{TunError, TunReader};
-use super::{Reader, Received};
+use super::{CountMissed, Reader, Received};
 use crate::config::{ReaderConfig, ReaderMode};
 use crate::kernel::LinkLayer;
 
@@ -35,6 +36,8 @@ pub struct Device {
     pub index: u32,
     /// What has come by each of its queues.
     pub received: Received,
+    /// What the kernel could not bring by them, where it tells us.
+    pub missed: Option<Arc<dyn CountMissed>>,
 }
 
 /// A reader that is open.
@@ -134,6 +137,7 @@ async fn create(kind: Kind, config: &ReaderConfig, mtu: u16) -> Result<Opened> {
                 name: reader.name().to_owned(),
                 index: reader.index(),
                 received: reader.received().clone(),
+                missed: None,
             };
             Ok(Opened {
                 reader: Box::new(reader),
@@ -147,6 +151,7 @@ async fn create(kind: Kind, config: &ReaderConfig, mtu: u16) -> Result<Opened> {
                 name: reader.name().to_owned(),
                 index: reader.index(),
                 received: reader.received().clone(),
+                missed: Some(reader.missed()),
             };
             Ok(Opened {
                 reader: Box::new(reader),

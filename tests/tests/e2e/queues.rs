@@ -8,7 +8,7 @@ use lab::{Lab, Load, Process, Scratch, patience, until};
 use serde_json::Value;
 
 /// The most that there are.
-const MOST: u64 = 8;
+const MOST: u64 = 5;
 
 /// Memory that one queue's frames fit into, and several queues' do not; in octets.
 const LITTLE_MEMORY: u32 = 7 << 20;

@@ -1,14 +1,14 @@
 //! The receiving side: the sockets of all queues, each of which has its turn.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::socket::{Inbound, Socket};
-use crate::reader::Received;
+use crate::reader::{CountMissed, Missed, Received};
 
 /// All of them.
 pub(super) struct Queues {
@@ -54,6 +54,13 @@ impl Queues {
         &self.received
     }
 
+    /// How many packets did not come.
+    pub(super) fn missed(&self) -> Arc<dyn CountMissed> {
+        let sockets = self.sockets.iter();
+        let sockets = sockets.map(|queue| Arc::downgrade(queue.inbound.socket()));
+        Arc::new(Sockets(sockets.collect()))
+    }
+
     /// Whether nothing waits to be received.
     pub(super) fn are_empty(&mut self) -> bool {
         self.sockets.iter_mut().all(|it| it.inbound.is_empty())
@@ -80,6 +87,18 @@ impl Queues {
             self.received.add(queue, count);
             count
         })
+    }
+}
+
+/// Those of a reader, which closes them.
+#[derive(Debug)]
+struct Sockets(Vec<Weak<Socket>>);
+
+impl CountMissed for Sockets {
+    fn missed(&self) -> Vec<Missed> {
+        let Self(sockets) = self;
+        let open = sockets.iter().filter_map(Weak::upgrade);
+        open.map(|socket| socket.missed()).collect()
     }
 }
 

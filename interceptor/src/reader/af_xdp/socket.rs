@@ -7,12 +7,13 @@ use std::ptr;
 use std::sync::Arc;
 
 use interceptor_ebpf::{ETHERNET_HEADER, protocol, reader};
-use libc::{c_int, xdp_desc, xdp_mmap_offsets, xdp_ring_offset};
+use libc::{c_int, xdp_desc, xdp_mmap_offsets, xdp_ring_offset, xdp_statistics};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, send};
 use thiserror::Error;
 
 use super::ring::{Consumer, Layout, Mapping, Producer};
+use crate::reader::Missed;
 
 /// Octets of a frame. The kernel keeps 256 of those it receives into for itself (`XDP_PACKET_HEADROOM`).
 pub(super) const FRAME: u32 = 2048;
@@ -26,6 +27,13 @@ const INBOUND: u32 = 2048;
 /// Frames that several queues have to receive into, together. With those to send from they take 7.5 MiB, which is within
 /// the 8 MiB that the kernel lets a process without `CAP_IPC_LOCK` pin (`RLIMIT_MEMLOCK` since Linux 5.16).
 const INBOUND_IN_SUM: u32 = 2816;
+
+/// Frames that each of several queues has to receive into at least: twice what UDP sockets keep for their readers by
+/// default (`net.core.rmem_default`, some 270 small datagrams), because one task empties all queues in turn.
+const LEAST_INBOUND: u32 = 512;
+
+/// So many sockets can there be with frames enough.
+pub(super) const MOST_SOCKETS: u32 = INBOUND_IN_SUM / LEAST_INBOUND;
 
 /// Frames to send from.
 const OUTBOUND: u32 = 1024;
@@ -170,7 +178,7 @@ impl SocketError {
 }
 
 impl Frames {
-    /// Those of one socket where there are `sockets`, of which the first one sends.
+    /// Those of one socket where there are `sockets`, at most [`MOST_SOCKETS`], of which the first one sends.
     pub(super) fn of(socket: u32, sockets: u32) -> Self {
         Self {
             inbound: match sockets {
@@ -198,6 +206,23 @@ impl Socket {
     /// Has the kernel send what is in the ring: 32 packets a call (Linux 6.18, `TX_BATCH_SIZE`), then EAGAIN.
     pub(super) fn kick(&self) -> Result<(), Errno> {
         send(self.fd.as_raw_fd(), &[], MsgFlags::MSG_DONTWAIT).map(|_| ())
+    }
+}
+
+impl Socket {
+    /// What the kernel could not bring; nothing where it does not tell.
+    pub(super) fn missed(&self) -> Missed {
+        match statistics(&self.fd) {
+            Ok(statistics) => Missed {
+                packets: statistics.rx_dropped + statistics.rx_ring_full,
+                no_frame: statistics.rx_fill_ring_empty_descs,
+                no_place: statistics.rx_ring_full,
+            },
+            Err(error) => {
+                tracing::debug!(%error, "the AF_XDP socket does not tell what it dropped");
+                Missed::default()
+            }
+        }
     }
 }
 
@@ -381,18 +406,7 @@ fn layouts(fd: &OwnedFd, sizes: RingSizes) -> io::Result<Layouts> {
         fr: NONE,
         cr: NONE,
     };
-    let mut length = size_of::<xdp_mmap_offsets>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most as many octets as the value has.
-    let status = unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_XDP,
-            libc::XDP_MMAP_OFFSETS,
-            (&raw mut offsets).cast(),
-            &raw mut length,
-        )
-    };
-    done(status)?;
+    option(fd, libc::XDP_MMAP_OFFSETS, &mut offsets)?;
     let layout = |offset: &xdp_ring_offset, size| Layout {
         producer: offset.producer as usize,
         consumer: offset.consumer as usize,
@@ -405,6 +419,37 @@ fn layouts(fd: &OwnedFd, sizes: RingSizes) -> io::Result<Layouts> {
         fill: layout(&offsets.fr, sizes.fill),
         completed: layout(&offsets.cr, sizes.completed),
     })
+}
+
+/// Counters of the socket since it was opened. Kernels before 5.9 have the first three only, with `rx_ring_full` among
+/// `rx_dropped`.
+fn statistics(fd: &OwnedFd) -> io::Result<xdp_statistics> {
+    let mut statistics = xdp_statistics {
+        rx_dropped: 0,
+        rx_invalid_descs: 0,
+        tx_invalid_descs: 0,
+        rx_ring_full: 0,
+        rx_fill_ring_empty_descs: 0,
+        tx_ring_empty_descs: 0,
+    };
+    option(fd, libc::XDP_STATISTICS, &mut statistics)?;
+    Ok(statistics)
+}
+
+/// Reads an option into `value`, which is plain numbers; as much of it as the kernel has.
+fn option<T: Copy>(fd: &OwnedFd, option: c_int, value: &mut T) -> io::Result<()> {
+    let mut length = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most as many octets as the value has.
+    let status = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_XDP,
+            option,
+            ptr::from_mut(value).cast(),
+            &raw mut length,
+        )
+    };
+    done(status)
 }
 
 fn bind_to(fd: &OwnedFd, interface: u32, queue: u32) -> io::Result<()> {
@@ -436,7 +481,7 @@ mod tests {
 
     #[test]
     fn however_many_sockets_there_are_their_memory_can_be_pinned() {
-        for sockets in 1..=64 {
+        for sockets in 1..=MOST_SOCKETS {
             let frames = (0..sockets).map(|socket| Frames::of(socket, sockets));
             let octets: u32 = frames.map(|it| (it.inbound + it.outbound) * FRAME).sum();
             assert!(octets < PINNABLE, "{sockets}: {octets}");
@@ -445,11 +490,11 @@ mod tests {
 
     #[test]
     fn every_frame_has_a_place_in_its_rings() {
-        for sockets in 1..=64 {
+        for sockets in 1..=MOST_SOCKETS {
             for socket in 0..sockets {
                 let frames = Frames::of(socket, sockets);
                 let rings = frames.rings();
-                assert!(frames.inbound > 0);
+                assert!(frames.inbound >= LEAST_INBOUND);
                 assert!(rings.received >= frames.inbound && rings.fill >= 2 * frames.inbound);
                 assert!(rings.send >= frames.outbound && rings.completed >= frames.outbound);
             }
