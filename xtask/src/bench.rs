@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::fs;
 use std::path::{self, PathBuf};
+use std::process::Command;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -45,6 +46,9 @@ pub(crate) struct Options {
     /// Fewer rounds: figures to look at, not to publish.
     #[arg(long)]
     quick: bool,
+    /// Measures this subject only, in suites that ask several servers; may be given more than once.
+    #[arg(long, value_name = "SUBJECT")]
+    only: Vec<String>,
     /// Where the report goes; `bench` in cargo's target directory when not given.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -76,6 +80,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Infallible> {
     };
     // Here, so that the folder belongs to the person and not to root.
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+    // As the person and not as root, to whom the working tree does not belong; before it is built.
+    let revision = revision();
     // The benchmark finds it beside itself.
     binaries::daemon(true)?;
     let mut bench = command::as_root(binaries::bench()?);
@@ -83,7 +89,35 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Infallible> {
     if options.quick {
         bench.arg("--quick");
     }
+    for subject in &options.only {
+        bench.arg("--only").arg(subject);
+    }
+    if let Some(revision) = &revision {
+        bench.arg("--revision").arg(revision);
+    }
     command::become_it(&mut bench)
+}
+
+/// The commit that is checked out, and whether anything was changed since; `None` where git does not tell.
+fn revision() -> Option<String> {
+    let root = workspace::root().ok()?;
+    let git = |arguments: &[&str]| {
+        let mut git = Command::new("git");
+        git.arg("-C").arg(&root).args(arguments);
+        command::output(&mut git).ok()
+    };
+    let commit = git(&["rev-parse", "HEAD"])?;
+    let changes = git(&["status", "--porcelain"])?;
+    Some(told(&commit, &changes))
+}
+
+fn told(commit: &str, changes: &str) -> String {
+    let state = match changes.lines().count() {
+        0 => "nothing changed since".to_owned(),
+        1 => "one file changed since".to_owned(),
+        count => format!("{count} files changed since"),
+    };
+    format!("commit {}, {state}", commit.trim())
 }
 
 /// What the suites need together; all of them when none is named.
@@ -113,6 +147,15 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "no suite `clasify`; there is: classify, tunnel, answer, forward, reader, scale"
+        );
+    }
+
+    #[test]
+    fn what_is_measured_is_told_with_what_was_changed() {
+        assert_eq!(told("abc\n", ""), "commit abc, nothing changed since");
+        assert_eq!(
+            told("abc", " M README.md\n?? notes\n"),
+            "commit abc, 2 files changed since"
         );
     }
 

@@ -1,11 +1,13 @@
 //! `answer`: names that everybody has in cache.
 
+use std::time::Duration;
+
 use anyhow::Result;
 
 use crate::bench::{Bench, Effort};
 use crate::load::names;
 use crate::peers::{Subject, VARIANTS, Way};
-use crate::serving::{Suite, measure, peers};
+use crate::serving::{self, Suite, measure, peers};
 
 pub(crate) const NAME: &str = "answer";
 
@@ -15,33 +17,45 @@ forwarder to the same authority (knotd, one worker, behind a veth), logs nothing
 configurations are below. Subjects are started, measured in every case, and stopped, one after the other, in a \
 different order every round. The first processor belongs to the subject, the last one to the load generator and the \
 authority. `null` is a responder of a few system calls: its figures are those of the generator and the kernel. `interceptor` \
-answers UDP in the kernel; `interceptor, user space` has that switched off and answers from memory.
+answers UDP in the kernel; `interceptor, user space` has that switched off and answers from memory. `CPU of the generator` is what the \
+generator itself spends on a query with that responder, in all other figures of processor time left out.
 
 Every answer is checked: id, question, response code, and the address. Without answer within a second a query is lost. \
 `latency` is closed loop with one query in flight: the next one is sent when one is answered. `latency at 2,000/s` \
 sends at fixed times and counts from the time at which the query was due, so that a stall is paid by every query that \
 it delays; the generator's own delay in waking up is part of it. `throughput` is the best of closed loops over \
 several sockets with 16, 64 and 256 queries in flight (TCP: 16 connections with one and four; 4 and 16 clients) in which \
-nothing was lost; `throughput by dnsperf` is what dnsperf makes of it, with one thread and 100 queries in flight, on whichever processor \
-the scheduler puts it. `CPU` \
+nothing was lost; `throughput by dnsperf` is what dnsperf makes of it, with one thread and 100 queries in flight, on the \
+generator's processor. A server may close a TCP connection when it thinks fit: where it has answered on it, it is made \
+again, and what is open is asked again and counts from the first time; `connections made again` tells how often. `CPU` \
 is the processor time per answer of all threads and children of the subject, and of its BPF programs wherever they run \
 (BPF statistics are on for this figure only), in a closed loop with 32 queries in flight. The kernel's work is charged \
 to whoever makes it: a subject pays for sending its replies up to the client's socket, not for the queries' way to its \
 own; time in interrupts that disturb it is charged too. The client's processor time is not counted.";
 
-pub(crate) fn run(bench: &mut Bench) -> Result<()> {
-    let mut subjects = vec![Subject::Null];
-    let variants = match bench.effort() {
+/// About how long it takes.
+pub(crate) fn expected(effort: Effort) -> Duration {
+    serving::expected(Way::Plain, subjects(effort).len(), false, effort)
+}
+
+fn subjects(effort: Effort) -> Vec<Subject> {
+    let variants = match effort {
         Effort::Quick => &VARIANTS[..2],
         Effort::Full => &VARIANTS[..],
     };
+    let mut subjects = vec![Subject::Null];
     subjects.extend(variants.iter().copied().map(Subject::Interceptor));
     subjects.extend(peers(Way::Plain));
+    subjects
+}
+
+pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let suite = Suite {
         name: NAME,
         names: names::Kind::Known,
-        subjects,
+        subjects: subjects(bench.effort()),
         way: Way::Plain,
+        all_processors: false,
     };
     measure(&suite, bench)
 }

@@ -18,15 +18,18 @@ pub(crate) enum Effort {
 /// A run of the benchmark.
 pub(crate) struct Bench {
     effort: Effort,
+    /// Who is measured, where that is not everybody.
+    only: Vec<String>,
     interrupt: Interrupt,
     /// What was measured so far.
     pub(crate) results: Results,
 }
 
 impl Bench {
-    pub(crate) fn new(effort: Effort, interrupt: Interrupt) -> Self {
+    pub(crate) fn new(effort: Effort, only: &[String], interrupt: Interrupt) -> Self {
         Self {
             effort,
+            only: only.to_vec(),
             interrupt,
             results: Results::default(),
         }
@@ -39,6 +42,11 @@ impl Bench {
 
     pub(crate) fn effort(&self) -> Effort {
         self.effort
+    }
+
+    /// Whether a person wants this subject to be measured.
+    pub(crate) fn wants(&self, subject: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|wanted| wanted == subject)
     }
 
     /// Whether a person wants it to end; what was measured until then is kept.

@@ -45,6 +45,10 @@ const RULES: [usize; 4] = [1, 100, 1_000, 10_000];
 /// Unmatched destinations that the prefilter is asked about for its share of false positives.
 const SAMPLE: u32 = 100_000;
 const SEED: u64 = 0x1ce7;
+/// All tables, and their programs verified.
+const SET_UP: Duration = Duration::from_secs(6);
+/// One run of a case.
+const ROUND_OF_A_CASE: Duration = Duration::from_millis(60);
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const LAYERS: [LinkLayer; 2] = [LinkLayer::Ip, LinkLayer::Ethernet];
@@ -54,11 +58,21 @@ const PASS: i32 = -1;
 /// `TC_ACT_REDIRECT`.
 const REDIRECT: i32 = 7;
 
-pub(crate) fn run(bench: &mut Bench) -> Result<()> {
-    let rounds = match bench.effort() {
+/// About how long it takes.
+pub(crate) fn expected(effort: Effort) -> Duration {
+    let cases: usize = FAMILIES.len() * (RULES.len() * 2 + 1) * LAYERS.len() + FAMILIES.len();
+    SET_UP + ROUND_OF_A_CASE * (cases * rounds(effort)) as u32
+}
+
+fn rounds(effort: Effort) -> usize {
+    match effort {
         Effort::Quick => 5,
         Effort::Full => 30,
-    };
+    }
+}
+
+pub(crate) fn run(bench: &mut Bench) -> Result<()> {
+    let rounds = rounds(bench.effort());
     let _pinned = Pinned::to(Side::Load)?;
     let mut random = Xoshiro256PlusPlus::seed_from_u64(SEED);
     let mut tables = tables(&mut random)?;

@@ -1,12 +1,14 @@
 //! `forward`: names that nobody has in cache.
 
+use std::time::Duration;
+
 use anyhow::Result;
 
-use crate::bench::Bench;
+use crate::bench::{Bench, Effort};
 use crate::load::direct::Protocol;
 use crate::load::names;
 use crate::peers::{Distance, Subject, VARIANTS, Way};
-use crate::serving::{Suite, incapable, measure, peers};
+use crate::serving::{self, Suite, incapable, measure, peers};
 
 pub(crate) const NAME: &str = "forward";
 
@@ -30,6 +32,13 @@ const ENCRYPTED: [Way; 4] = [
     Way::Encrypted(Protocol::Doh, Distance::Far),
 ];
 
+/// About how long it takes.
+pub(crate) fn expected(effort: Effort) -> Duration {
+    // Beside the peers: interceptor, and the authority or the round trip.
+    let of = |way| serving::expected(way, peers(way).count() + 2, false, effort);
+    of(Way::Plain) + ENCRYPTED.into_iter().map(of).sum::<Duration>()
+}
+
 pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     forward(Way::Plain, Subject::Authority, bench)?;
     for way in ENCRYPTED {
@@ -37,8 +46,10 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
             return Ok(());
         }
         for subject in incapable(way) {
-            let reason = format!("not capable{}", way.suffix());
-            bench.results.remark(NAME, subject.name(), &reason);
+            if bench.wants(subject.name()) {
+                let reason = format!("not capable{}", way.suffix());
+                bench.results.remark(NAME, subject.name(), &reason);
+            }
         }
         forward(way, Subject::RoundTrip, bench)?;
     }
@@ -54,6 +65,7 @@ fn forward(way: Way, direct: Subject, bench: &mut Bench) -> Result<()> {
         names: names::Kind::Unique,
         subjects,
         way,
+        all_processors: false,
     };
     measure(&suite, bench)
 }

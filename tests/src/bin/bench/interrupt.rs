@@ -1,5 +1,6 @@
-//! SIGINT and SIGTERM: the first asks for an end with a report, the second ends at once.
+//! SIGINT, SIGTERM and SIGHUP: the first asks for an end with a report, the second ends at once.
 
+use std::io::{self, Write as _};
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +22,7 @@ impl Interrupt {
         let mut signals = SigSet::empty();
         signals.add(Signal::SIGINT);
         signals.add(Signal::SIGTERM);
+        signals.add(Signal::SIGHUP);
         signals.thread_block().context("cannot block signals")?;
         let seen = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&seen);
@@ -30,7 +32,11 @@ impl Interrupt {
                     lab::remove_all();
                     process::exit(EXIT_CODE.into());
                 }
-                eprintln!("\ninterrupted: writing down what there is; once more ends it at once");
+                // Of a terminal that has hung up nothing can be told.
+                let _ = writeln!(
+                    io::stderr(),
+                    "\ninterrupted: writing down what there is; once more ends it at once"
+                );
             }
         });
         Ok(Self(seen))

@@ -25,6 +25,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
@@ -40,31 +41,37 @@ const SUITES: [Suite; 6] = [
     Suite {
         name: classify::NAME,
         method: classify::METHOD,
+        expected: classify::expected,
         run: classify::run,
     },
     Suite {
         name: tunnel::NAME,
         method: tunnel::METHOD,
+        expected: tunnel::expected,
         run: tunnel::run,
     },
     Suite {
         name: answer::NAME,
         method: answer::METHOD,
+        expected: answer::expected,
         run: answer::run,
     },
     Suite {
         name: forward::NAME,
         method: forward::METHOD,
+        expected: forward::expected,
         run: forward::run,
     },
     Suite {
         name: reader::NAME,
         method: reader::METHOD,
+        expected: reader::expected,
         run: reader::run,
     },
     Suite {
         name: scale::NAME,
         method: scale::METHOD,
+        expected: scale::expected,
         run: scale::run,
     },
 ];
@@ -80,6 +87,7 @@ fn main() -> ExitCode {
     };
     match run(&options, &suites) {
         Ok(Outcome::Complete) => ExitCode::SUCCESS,
+        Ok(Outcome::Failed) => ExitCode::FAILURE,
         Ok(Outcome::Interrupted) => ExitCode::from(interrupt::EXIT_CODE),
         Err(error) => {
             eprintln!("bench: {error:#}");
@@ -101,6 +109,12 @@ struct Options {
     /// Where the report goes.
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     out: PathBuf,
+    /// Measures this subject only, in suites that ask several servers; may be given more than once.
+    #[arg(long, value_name = "SUBJECT")]
+    only: Vec<String>,
+    /// What was built, for the report: a commit, and whether anything was changed since.
+    #[arg(long, value_name = "TEXT")]
+    revision: Option<String>,
 }
 
 /// A group of measurements that answer one question.
@@ -108,12 +122,16 @@ struct Suite {
     name: &'static str,
     /// How it measures, for the report's reader.
     method: &'static str,
+    /// About how long it takes, on two processors.
+    expected: fn(Effort) -> Duration,
     /// Adds to the results; returns early when interrupted.
     run: fn(&mut Bench) -> Result<()>,
 }
 
 enum Outcome {
     Complete,
+    /// At least one suite did not come to its end.
+    Failed,
     Interrupted,
 }
 
@@ -143,21 +161,22 @@ fn run(options: &Options, suites: &[&Suite]) -> Result<Outcome> {
         Effort::Full
     };
     let keeper = Keeper {
-        machine: Machine::here(effort),
+        machine: Machine::here(effort, options.revision.as_deref()),
         out: &options.out,
         methods: suites
             .iter()
             .map(|suite| (suite.name, suite.method))
             .collect(),
     };
-    let mut bench = Bench::new(effort, Interrupt::watch()?);
-    let failure = measure(&mut bench, suites, &keeper).err();
+    let mut bench = Bench::new(effort, &options.only, Interrupt::watch()?);
+    eprintln!("{}", announcement(suites, effort));
+    measure(&mut bench, suites, &keeper)?;
     let interrupted = bench.interrupted();
-    let incomplete = match &failure {
-        // What a signal to all of the terminal's processes has ended looks like a failure.
-        _ if interrupted => Some("interrupted".to_owned()),
-        Some(error) => Some(format!("{error:#}")),
-        None => None,
+    let broken_off = bench.results.broken_off();
+    let incomplete = if interrupted {
+        Some("interrupted".to_owned())
+    } else {
+        (!broken_off.is_empty()).then(|| format!("broken off: {}", broken_off.join(", ")))
     };
     let report = keeper.report(&bench, incomplete);
     let written = report.write(&options.out, &keeper.methods);
@@ -171,11 +190,13 @@ fn run(options: &Options, suites: &[&Suite]) -> Result<Outcome> {
     }
     written?;
     eprintln!("The report is in {}", options.out.display());
-    match failure {
-        _ if interrupted => Ok(Outcome::Interrupted),
-        Some(error) => Err(error),
-        None => Ok(Outcome::Complete),
-    }
+    Ok(if interrupted {
+        Outcome::Interrupted
+    } else if broken_off.is_empty() {
+        Outcome::Complete
+    } else {
+        Outcome::Failed
+    })
 }
 
 /// Keeps what there is after every suite, so that even a run that is killed leaves a report.
@@ -197,6 +218,7 @@ impl Keeper<'_> {
     }
 }
 
+/// Runs the suites one after the other; one that fails is told in the report, and those after it have their turn.
 fn measure(bench: &mut Bench, suites: &[&Suite], keeper: &Keeper<'_>) -> Result<()> {
     for (index, suite) in suites.iter().enumerate() {
         if bench.interrupted() {
@@ -207,9 +229,28 @@ fn measure(bench: &mut Bench, suites: &[&Suite], keeper: &Keeper<'_>) -> Result<
             // Before anything is measured that could not be kept; later on, the last report tells.
             kept?;
         }
-        (suite.run)(bench).with_context(|| format!("suite {}", suite.name))?;
+        if let Err(error) = (suite.run)(bench)
+            // What a signal to all of the terminal's processes has ended looks like a failure.
+            && !bench.interrupted()
+        {
+            bench.results.break_off(suite.name, &format!("{error:#}"));
+        }
     }
     Ok(())
+}
+
+/// How long a person will wait.
+fn announcement(suites: &[&Suite], effort: Effort) -> String {
+    let time = |time: Duration| format!("{}:{:02}", time.as_secs() / 60, time.as_secs() % 60);
+    let each = suites.iter().map(|suite| (suite.expected)(effort));
+    let mut text = format!("This takes about {} minutes:", time(each.sum()));
+    for (index, suite) in suites.iter().enumerate() {
+        let separator = if index == 0 { "" } else { "," };
+        let expected = time((suite.expected)(effort));
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{separator} {} {expected}", suite.name);
+    }
+    text
 }
 
 #[cfg(test)]
@@ -232,6 +273,33 @@ mod tests {
 
         assert_eq!(names(&[]).unwrap(), SUITES.map(|suite| suite.name));
         assert_eq!(names(&["classify", "classify"]).unwrap(), ["classify"]);
+    }
+
+    #[test]
+    fn a_quick_run_of_everything_takes_less_than_seven_minutes() {
+        let each = SUITES.iter().map(|suite| (suite.expected)(Effort::Quick));
+
+        let all: Duration = each.sum();
+
+        assert!(all < Duration::from_mins(7), "{all:?}");
+    }
+
+    #[test]
+    fn how_long_it_takes_is_told_of_all_and_of_each() {
+        let suite = |name, expected| Suite {
+            name,
+            method: "",
+            expected,
+            run: |_| Ok(()),
+        };
+        let suites = [
+            suite("one", |_| Duration::from_secs(65)),
+            suite("other", |_| Duration::from_secs(5)),
+        ];
+
+        let told = announcement(&[&suites[0], &suites[1]], Effort::Quick);
+
+        assert_eq!(told, "This takes about 1:10 minutes: one 1:05, other 0:05");
     }
 
     #[test]

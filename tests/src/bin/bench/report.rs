@@ -18,9 +18,19 @@ use ratio::{Ratio, Verdict};
 /// What was measured so far, and what has to be said about it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Results {
-    series: Vec<(Label, Vec<f64>)>,
+    lines: Vec<Line>,
     remarks: Vec<Remark>,
+    failures: Vec<Failure>,
     configurations: Vec<Configuration>,
+}
+
+/// What was measured of somebody.
+#[derive(Clone, Debug)]
+struct Line {
+    label: Label,
+    runs: Vec<f64>,
+    /// Against whom, and the ratio, block by block.
+    paired: Vec<(&'static str, f64)>,
 }
 
 /// One line of [`Results`].
@@ -57,6 +67,13 @@ struct Remark {
     text: String,
 }
 
+/// A suite that did not come to its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Failure {
+    suite: &'static str,
+    reason: String,
+}
+
 /// What a subject was told, whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Configuration {
@@ -67,20 +84,47 @@ struct Configuration {
 impl Results {
     /// Begins a series; without runs it does not get into the report.
     pub(crate) fn series(&mut self, label: Label) -> Series {
-        self.series.push((label, Vec::new()));
-        Series(self.series.len() - 1)
+        self.lines.push(Line {
+            label,
+            runs: Vec::new(),
+            paired: Vec::new(),
+        });
+        Series(self.lines.len() - 1)
     }
 
     /// The series with this label, begun where there is none yet.
     pub(crate) fn series_of(&mut self, label: Label) -> Series {
-        let known = self.series.iter().position(|(known, _)| *known == label);
+        let known = self.lines.iter().position(|line| line.label == label);
         known.map_or_else(|| self.series(label), Series)
     }
 
     /// Adds what one run gave.
     pub(crate) fn add(&mut self, Series(index): Series, value: f64) {
-        if let Some((_, runs)) = self.series.get_mut(index) {
-            runs.push(value);
+        if let Some(line) = self.lines.get_mut(index) {
+            line.runs.push(value);
+        }
+    }
+
+    /// Adds what a block of turns gave: those of `series`, and amid or around them those of `against`. They are compared
+    /// with each other and with nobody else's, so that what lasts longer than a block does not touch the ratio.
+    pub(crate) fn add_block(
+        &mut self,
+        series: Series,
+        own: &[f64],
+        against: Series,
+        theirs: &[f64],
+    ) {
+        for (series, values) in [(series, own), (against, theirs)] {
+            for value in values {
+                self.add(series, *value);
+            }
+        }
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        let Some(other) = self.lines.get(against.0).map(|line| line.label.subject) else {
+            return;
+        };
+        if let Some(line) = self.lines.get_mut(series.0) {
+            line.paired.push((other, mean(own) / mean(theirs)));
         }
     }
 
@@ -95,6 +139,20 @@ impl Results {
             eprintln!("{suite}: {subject}: {text}");
             self.remarks.push(remark);
         }
+    }
+
+    /// Notes why a suite ended before its end; what it has measured until then counts.
+    pub(crate) fn break_off(&mut self, suite: &'static str, reason: &str) {
+        eprintln!("{suite}: broken off: {reason}");
+        self.failures.push(Failure {
+            suite,
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// The suites that did not come to their end.
+    pub(crate) fn broken_off(&self) -> Vec<&'static str> {
+        self.failures.iter().map(|failure| failure.suite).collect()
     }
 
     /// Notes what a subject was told; the last counts.
@@ -118,6 +176,8 @@ pub(crate) struct Report {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ratios: Vec<Ratio>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    failures: Vec<Failure>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     remarks: Vec<Remark>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     configurations: Vec<Configuration>,
@@ -132,25 +192,27 @@ struct Row {
     max: f64,
     /// In the order in which they were measured.
     runs: Vec<f64>,
+    /// Against whom it had its turns, and the ratio, block by block.
+    #[serde(skip)]
+    paired: Vec<(&'static str, f64)>,
 }
 
 impl Report {
     pub(crate) fn new(machine: Machine, results: Results, incomplete: Option<String>) -> Self {
         let Results {
-            series,
+            lines,
             remarks,
+            failures,
             mut configurations,
         } = results;
         configurations.sort_by(|one, other| one.subject.cmp(&other.subject));
-        let rows: Vec<Row> = series
-            .into_iter()
-            .filter_map(|(label, runs)| Row::new(label, &runs))
-            .collect();
+        let rows: Vec<Row> = lines.into_iter().filter_map(Row::of).collect();
         Self {
             incomplete,
             machine,
             ratios: ratio::ratios(&rows),
             rows,
+            failures,
             remarks,
             configurations,
         }
@@ -205,7 +267,15 @@ impl Report {
         text += &self.slower();
         for (suite, method) in methods {
             let table = self.table(suite);
-            let _ = write!(text, "\n## {suite}\n\n{method}\n\n{table}");
+            let _ = write!(text, "\n## {suite}\n\n{method}\n\n");
+            for failure in self.failures.iter().filter(|it| it.suite == *suite) {
+                let _ = writeln!(
+                    text,
+                    "**This suite was broken off**, and what is below is what it had measured: {}\n",
+                    failure.reason
+                );
+            }
+            text += &table;
             let comparison = self.comparison(suite);
             if !comparison.is_empty() {
                 let _ = write!(text, "\n{ABOUT_RATIOS}\n\n{comparison}");
@@ -243,14 +313,14 @@ impl Report {
         let worse: Vec<_> = self
             .ratios
             .iter()
-            .filter(|ratio| ratio.is_worse() && !ratio.is_to_a_floor())
+            .filter(|it| it.is_worse() && !it.is_to_a_floor() && !it.is_of_a_control())
             .collect();
         if worse.is_empty() {
             text += "Nothing that was measured.\n";
         }
         for ratio in worse {
             let sure = match ratio.verdict() {
-                Verdict::Undecided => ", but not in every round",
+                Verdict::Undecided => ", but that may be noise",
                 Verdict::Better | Verdict::Worse => "",
             };
             let _ = writeln!(
@@ -291,7 +361,9 @@ impl Report {
             load,
             date,
             interceptor,
+            revision,
             effort,
+            software,
         } = &self.machine;
         let virtualised = if *virtualised {
             ", virtual machine"
@@ -299,15 +371,30 @@ impl Report {
             ""
         };
         let jit = if *bpf_jit { "on" } else { "off" };
+        let mut others = String::new();
+        for (program, version) in software {
+            let _ = writeln!(others, "- {program}: {version}");
+        }
         format!(
-            "- interceptor {interceptor}, {date}, {effort:?} run\n\
+            "- interceptor {interceptor}, {revision}; {date}, {effort:?} run\n\
              - {cpu}, {cores} cores, {memory_mib} MiB{virtualised}; load average before the start {load:.2}\n\
-             - {os}, Linux {kernel}, {architecture}, BPF JIT {jit}\n"
+             - {os}, Linux {kernel}, {architecture}, BPF JIT {jit}\n\
+             {others}"
         )
     }
 }
 
 impl Row {
+    fn of(line: Line) -> Option<Self> {
+        let Line {
+            label,
+            runs,
+            paired,
+        } = line;
+        let row = Self::new(label, &runs)?;
+        Some(Self { paired, ..row })
+    }
+
     /// The row of a series; `None` without runs.
     fn new(label: Label, runs: &[f64]) -> Option<Self> {
         let mut sorted = runs.to_vec();
@@ -319,7 +406,17 @@ impl Row {
             min: rounded(min),
             max: rounded(max),
             runs: runs.iter().copied().map(rounded).collect(),
+            paired: Vec::new(),
         })
+    }
+
+    /// Whether it had its turns with `other`.
+    fn is_paired_with(&self, other: &Self) -> bool {
+        let others = self.paired.iter().map(|(subject, _)| *subject);
+        !self.paired.is_empty()
+            && others
+                .into_iter()
+                .all(|subject| subject == other.label.subject)
     }
 
     fn cells(&self) -> [String; HEADINGS.len()] {
@@ -377,6 +474,7 @@ fn thousands(value: f64) -> String {
 fn compared(ratio: &Ratio) -> [String; COMPARISON.len()] {
     let verdict = match ratio.verdict() {
         _ if ratio.is_to_a_floor() => "floor",
+        _ if ratio.is_of_a_control() => "noise",
         Verdict::Better => "better",
         Verdict::Worse => "worse",
         Verdict::Undecided => "undecided",
@@ -388,13 +486,18 @@ fn compared(ratio: &Ratio) -> [String; COMPARISON.len()] {
         ratio.metric.to_owned(),
         verdict.to_owned(),
         times(ratio.median),
-        times(ratio.min),
-        times(ratio.max),
+        times(ratio.low),
+        times(ratio.high),
+        ratio.rounds.to_string(),
     ]
 }
 
-const ABOUT_RATIOS: &str = "Ratios, round by round; `undecided` where rounds contradict each other, `floor` where nobody can be better:";
-const COMPARISON: [&str; 7] = ["case", "ratio", "metric", "verdict", "median", "min", "max"];
+const ABOUT_RATIOS: &str = "Ratios, round by round. The median of ever more rounds is between `low` and `high` with a \
+    confidence of 95 % (a rank-based interval; of fewer than six rounds, the least and the greatest ratio). `undecided` \
+    where one is between them, `floor` where nobody can be better, `noise` where nothing differs but the time:";
+const COMPARISON: [&str; 8] = [
+    "case", "ratio", "metric", "verdict", "median", "low", "high", "rounds",
+];
 const HEADINGS: [&str; 7] = ["case", "subject", "metric", "unit", "median", "min", "max"];
 /// Columns from this one on are numbers.
 const FIRST_FIGURE: usize = 4;
@@ -497,7 +600,7 @@ mod tests {
         );
         let keys: Vec<_> = json.as_object().unwrap().keys().collect();
         assert_eq!(keys, ["machine", "rows"]);
-        for key in ["cpu", "cores", "kernel", "date"] {
+        for key in ["cpu", "cores", "kernel", "date", "revision", "software"] {
             assert_ne!(json["machine"][key], Value::Null, "{key}");
         }
         assert_eq!(json["machine"]["effort"], "quick");
@@ -514,11 +617,30 @@ mod tests {
     }
 
     #[test]
+    fn a_suite_that_failed_is_told_with_what_it_had_measured() {
+        let mut results = Results::default();
+        let series = results.series(label("unmatched"));
+        results.add(series, 3.0);
+        results.break_off("classify", "no space left");
+        assert_eq!(results.broken_off(), ["classify"]);
+
+        let report = Report::new(Machine::here(Effort::Full, None), results, None);
+
+        let markdown = report.markdown(&[("classify", "By counting.")], &[]);
+        let (_, section) = markdown.split_once("## classify").unwrap();
+        let told = "**This suite was broken off**, and what is below is what it had measured: no space left";
+        let (_, rows) = section.split_once(told).unwrap();
+        assert!(rows.contains("| unmatched |"), "{rows}");
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["failures"][0]["suite"], "classify");
+    }
+
+    #[test]
     fn a_series_without_runs_is_no_row() {
         let mut results = Results::default();
         results.series(label("never measured"));
 
-        let report = Report::new(Machine::here(Effort::Full), results, None);
+        let report = Report::new(Machine::here(Effort::Full, None), results, None);
 
         assert!(report.rows.is_empty());
         assert_eq!(report.table("classify"), "Nothing was measured.\n");
@@ -562,7 +684,7 @@ mod tests {
         results.remark("answer", "kresd", "crashed: signal 11");
         results.configuration("unbound", "server:\n  num-threads: 1\n");
 
-        let report = Report::new(Machine::here(Effort::Full), results, None);
+        let report = Report::new(Machine::here(Effort::Full, None), results, None);
 
         let markdown = report.markdown(&[], &[]);
         assert_eq!(
@@ -590,7 +712,7 @@ mod tests {
             }
         }
 
-        let report = Report::new(Machine::here(Effort::Full), results, None);
+        let report = Report::new(Machine::here(Effort::Full, None), results, None);
 
         let told = "- classify, cached: time over an empty program of interceptor is 2.000 times that of unbound\n";
         assert!(report.markdown(&[], &[]).contains(told));
@@ -623,7 +745,7 @@ mod tests {
         let series = results.series(label("unmatched"));
         results.add(series, 3.0);
         results.add(series, 2.0);
-        Report::new(Machine::here(Effort::Quick), results, incomplete)
+        Report::new(Machine::here(Effort::Quick, None), results, incomplete)
     }
 
     fn label(case: &str) -> Label {

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::Ipv4Addr;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -18,7 +17,7 @@ use crate::load::names::{Kind, Names};
 use crate::load::{Outcome, Pace, Plan, Silence, Transport};
 use crate::peers::{BpfStatistics, Meter, Running, Stage, Subject, TunnelKind, Variant, Way};
 use crate::progress::Progress;
-use crate::reader::{IDLE, SETTLING};
+use crate::reader::{Idle, SETTLING, START, idle_for, idle_rounds};
 use crate::report::{Better, Label};
 
 pub(crate) const NAME: &str = "scale";
@@ -31,7 +30,7 @@ UDP, and CPU, as in `answer`, that of 32. Names are in memory, none of them in t
 --cache-size 1GiB`): each is asked for once, and then all of them in turn, neighbours far apart. `memory per name` \
 is what becomes resident while 200,000 names are asked for, by that number, of the daemon and of unbound as a \
 forwarder to the same authority. Clients are TCP connections that are kept, each with one query in flight; `[tcp] \
-max_connections` is 6,000. `idle CPU` is over ten seconds. Over time: ten minutes (a quick run: twelve seconds) of a \
+max_connections` is 6,000. `idle CPU` is over ten seconds (a quick run: three). Over time: ten minutes (a quick run: twelve seconds) of a \
 daemon that answers everything in user space (`--kernel-cache off --cache-size 4MiB`, which the names that nobody \
 has asked for fill at once), in turn by UDP for known names, by UDP for new ones, and by TCP on kept connections, 64 \
 queries in flight; memory and answers are read at intervals.";
@@ -45,14 +44,33 @@ const NAMES: [u32; 2] = [1_000, 1_000_000];
 const NAMES_OF_MEMORY: u32 = 200_000;
 const SEED: u64 = 0x1ce7;
 
+/// About how long it takes.
+pub(crate) fn expected(effort: Effort) -> Duration {
+    let extent = Extent::of(effort);
+    let count = |count: usize| count as u32;
+    // A load to warm, one for latency, one for processor time.
+    let rules = (START + 3 * extent.load) * count(RULES.len()) + MANY_RULES;
+    let clients = (START + 3 * extent.load) * count(CLIENTS.len()) + MANY_CLIENTS;
+    let filled = NAMES[0] + extent.most_names + NAMES_OF_MEMORY * count(KEEPERS.len());
+    let names = Duration::from_secs(1) * filled / FILLED_IN_A_SECOND + 4 * (START + extent.load);
+    let idle = START + SETTLING + idle_for(effort);
+    STAGE
+        + (rules + clients) * count(extent.rounds)
+        + names * count(extent.fillings)
+        + idle * count(idle_rounds(effort))
+        + START
+        + extent.interval * count(extent.samples)
+}
+
 pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let extent = Extent::of(bench.effort());
     allow_files()?;
     let mut stage = Stage::set(Way::Plain)?;
     let scratch = Scratch::new()?;
     let in_rounds = extent.rounds * (RULES.len() + CLIENTS.len());
-    let with_names = extent.fillings * NAMES.len() + KEEPERS.len();
-    let steps = in_rounds + with_names + 1 + extent.samples;
+    let with_names = extent.fillings * (NAMES.len() + KEEPERS.len());
+    let idle_rounds = idle_rounds(bench.effort());
+    let steps = in_rounds + with_names + idle_rounds + extent.samples;
     let mut progress = Progress::new(NAME, steps);
     for _ in 0..extent.rounds {
         for count in RULES {
@@ -81,10 +99,17 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
         }
     }
     names(bench, &mut stage, &extent, &mut progress);
-    if bench.interrupted() {
-        return Ok(());
+    for _ in 0..idle_rounds {
+        if bench.interrupted() {
+            return Ok(());
+        }
+        progress.step("idle");
+        let idle = stage
+            .bare(&[])
+            .and_then(|running| Idle::measure(&running, idle_for(bench.effort())))
+            .map(|idle| idle.add(&mut bench.results, NAME, SUBJECT));
+        note(bench, "idle", idle);
     }
-    progress.step("idle");
     let measured = over_time(bench, &stage, &extent, &mut progress);
     note(bench, "over time", measured);
     Ok(())
@@ -116,7 +141,7 @@ impl Extent {
             },
             Effort::Full => Self {
                 rounds: 5,
-                fillings: 3,
+                fillings: 5,
                 most_names: NAMES[1],
                 load: Duration::from_secs(1),
                 samples: 20,
@@ -212,23 +237,23 @@ fn names(bench: &mut Bench, stage: &mut Stage, extent: &Extent, progress: &mut P
             let measured = hits(bench, stage, count, &case, extent);
             note(bench, &case, measured);
         }
-    }
-    for subject in KEEPERS {
-        if bench.interrupted() {
-            return;
-        }
-        let case = format!("{} names in memory", grouped(NAMES_OF_MEMORY as usize));
-        progress.step(&format!("{}: {case}", subject.name()));
-        match memory_per_name(stage, subject) {
-            Ok(bytes) => {
-                let label = label(&case, subject.name(), "memory per name", "B", Better::Lower);
-                let series = bench.results.series_of(label);
-                bench.results.add(series, bytes);
+        for subject in KEEPERS {
+            if bench.interrupted() {
+                return;
             }
-            Err(_) if bench.interrupted() => return,
-            Err(error) => {
-                let text = format!("{case}: {error:#}");
-                bench.results.remark(NAME, subject.name(), &text);
+            let case = format!("{} names in memory", grouped(NAMES_OF_MEMORY as usize));
+            progress.step(&format!("{}: {case}", subject.name()));
+            match memory_per_name(stage, subject) {
+                Ok(bytes) => {
+                    let label = label(&case, subject.name(), "memory per name", "B", Better::Lower);
+                    let series = bench.results.series_of(label);
+                    bench.results.add(series, bytes);
+                }
+                Err(_) if bench.interrupted() => return,
+                Err(error) => {
+                    let text = format!("{case}: {error:#}");
+                    bench.results.remark(NAME, subject.name(), &text);
+                }
             }
         }
     }
@@ -285,16 +310,6 @@ fn over_time(
     extent: &Extent,
     progress: &mut Progress,
 ) -> Result<()> {
-    let running = stage.bare(&[])?;
-    thread::sleep(SETTLING);
-    let before = running.meter.read()?;
-    thread::sleep(IDLE);
-    let spent = running.meter.read()?.saturating_sub(before);
-    let share = 100.0 * spent.as_secs_f64() / IDLE.as_secs_f64();
-    add(bench, "idle", "idle CPU", "% of a core", share);
-    add(bench, "idle", "memory", "MiB", resident(&running)?);
-    drop(running);
-
     let running = stage.bare(&["--kernel-cache", "off", "--cache-size", "4MiB"])?;
     let (mut known, mut new) = (Names::new(Kind::Known), Names::new(Kind::Unique));
     let slice = extent.interval / 3;
@@ -406,7 +421,7 @@ fn label(
 }
 
 /// Resident memory in MiB.
-fn resident(running: &Running) -> Result<f64> {
+pub(crate) fn resident(running: &Running) -> Result<f64> {
     memory(running, "VmRSS:")
 }
 
@@ -466,6 +481,14 @@ const KEEPERS: [Subject; 2] = [
 
 /// Names that are asked for before memory is looked at.
 const WARMING_NAMES: u32 = 2_000;
+
+/// About as many are asked for while caches are filled.
+const FILLED_IN_A_SECOND: u32 = 30_000;
+/// What those with most rules and most clients take beside the others' time.
+const MANY_RULES: Duration = Duration::from_millis(1_500);
+const MANY_CLIENTS: Duration = Duration::from_millis(1_500);
+/// Namespaces and whoever knows the answers.
+const STAGE: Duration = Duration::from_secs(3);
 
 /// How often a load of a fifth of a second is put on a cache to fill it: five minutes.
 const FILLING_MAX: u32 = 1_500;

@@ -2,16 +2,19 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use lab::{Scratch, Software, finish};
 
 use crate::bench::{Bench, Effort};
+use crate::cpu;
 use crate::load::direct::Protocol;
 use crate::load::names::{HOSTS, Kind, Names};
 use crate::load::{Outcome, Pace, Plan, Silence, Transport, float};
 use crate::peers::{BpfStatistics, Distance, Running, Stage, Subject, Way};
+use crate::pin::{Pinned, Side};
 use crate::progress::Progress;
 use crate::report::{Better, Label, Series};
 
@@ -22,6 +25,8 @@ pub(crate) struct Suite {
     pub(crate) subjects: Vec<Subject>,
     /// How they reach who knows the answers.
     pub(crate) way: Way,
+    /// Whether what a query costs all processors together is measured as well.
+    pub(crate) all_processors: bool,
 }
 
 /// All peers that can forward in this way, as subjects.
@@ -44,13 +49,18 @@ pub(crate) fn measure(suite: &Suite, bench: &mut Bench) -> Result<()> {
     let effort = Extent::of(bench.effort());
     let cases = cases(suite.way);
     let table = Table::lay(suite, cases, bench);
+    let subjects = suite.subjects.iter().copied();
+    let wanted: Vec<_> = subjects.filter(|it| bench.wants(it.name())).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
     let mut stage = Stage::set(suite.way)?;
     let (server, told) = stage.server();
     bench.results.configuration(server, told);
-    let steps = effort.rounds * suite.subjects.len() * cases.len();
+    let steps = effort.rounds * wanted.len() * cases.len();
     let mut progress = Progress::new(suite.name, steps);
     for round in 0..effort.rounds {
-        let mut subjects = suite.subjects.clone();
+        let mut subjects = wanted.clone();
         // Nobody always comes after the same one.
         let count = subjects.len();
         subjects.rotate_left(round % count);
@@ -79,6 +89,7 @@ pub(crate) fn measure(suite: &Suite, bench: &mut Bench) -> Result<()> {
                 progress.step(&format!("{}, {}", subject.name(), case.name));
                 let session = Session {
                     suite,
+                    subject,
                     stage: &stage,
                     case,
                     extent: &effort,
@@ -112,6 +123,41 @@ pub(crate) fn measure(suite: &Suite, bench: &mut Bench) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// About how long [`measure`] takes with so many subjects, of whom none is a [`Subject::RoundTrip`].
+pub(crate) fn expected(
+    way: Way,
+    subjects: usize,
+    all_processors: bool,
+    effort: Effort,
+) -> Duration {
+    let extent = Extent::of(effort);
+    let of_case = |case: &Case| {
+        let when = |metric, time| {
+            if case.metrics.contains(&metric) {
+                time
+            } else {
+                Duration::ZERO
+            }
+        };
+        let control = if all_processors {
+            extent.cost
+        } else {
+            Duration::ZERO
+        };
+        WARM_UP
+            + extent.latency
+            + when(RATE_50, extent.rate)
+            + when(THROUGHPUT, extent.throughput * case.loads.len() as u32)
+            + when(
+                DNSPERF,
+                DNSPERF_SET_UP + Duration::from_secs(extent.dnsperf.into()),
+            )
+            + when(COST, extent.cost + control)
+    };
+    let each = START + cases(way).iter().map(of_case).sum::<Duration>();
+    STAGE + each * (extent.rounds * subjects) as u32
 }
 
 /// How much is measured.
@@ -192,6 +238,7 @@ const PLAIN: [Case; 4] = [
             THROUGHPUT,
             DNSPERF,
             COST,
+            GENERATOR,
         ],
         loads: &[(4, 4), (4, 16), (4, 64)],
         cost: (4, 8),
@@ -200,7 +247,14 @@ const PLAIN: [Case; 4] = [
         name: "UDP, IPv6",
         transport: Transport::Udp,
         v6: true,
-        metrics: &[LATENCY_50, LATENCY_99, LATENCY_999, THROUGHPUT, COST],
+        metrics: &[
+            LATENCY_50,
+            LATENCY_99,
+            LATENCY_999,
+            THROUGHPUT,
+            COST,
+            GENERATOR,
+        ],
         loads: &[(4, 4), (4, 16), (4, 64)],
         cost: (4, 8),
     },
@@ -208,7 +262,15 @@ const PLAIN: [Case; 4] = [
         name: "TCP, connections kept",
         transport: Transport::Tcp,
         v6: false,
-        metrics: &[LATENCY_50, LATENCY_99, LATENCY_999, THROUGHPUT, COST],
+        metrics: &[
+            LATENCY_50,
+            LATENCY_99,
+            LATENCY_999,
+            THROUGHPUT,
+            RECONNECTIONS,
+            COST,
+            GENERATOR,
+        ],
         loads: &[(16, 1), (16, 4)],
         cost: (16, 2),
     },
@@ -216,7 +278,14 @@ const PLAIN: [Case; 4] = [
         name: "TCP, a connection a query",
         transport: Transport::TcpEach,
         v6: false,
-        metrics: &[LATENCY_50, LATENCY_99, LATENCY_999, THROUGHPUT, COST],
+        metrics: &[
+            LATENCY_50,
+            LATENCY_99,
+            LATENCY_999,
+            THROUGHPUT,
+            COST,
+            GENERATOR,
+        ],
         loads: &[(4, 1), (16, 1)],
         cost: (16, 1),
     },
@@ -274,6 +343,14 @@ impl Metric {
         }
     }
 
+    const fn cost(name: &'static str) -> Self {
+        Self {
+            name,
+            unit: "µs/query",
+            better: Better::Lower,
+        }
+    }
+
     const fn throughput(name: &'static str) -> Self {
         Self {
             name,
@@ -291,9 +368,13 @@ const RATE_99: Metric = Metric::latency("latency at 2,000/s p99");
 const RATE_999: Metric = Metric::latency("latency at 2,000/s p99.9");
 const THROUGHPUT: Metric = Metric::throughput("throughput");
 const DNSPERF: Metric = Metric::throughput("throughput by dnsperf");
-const COST: Metric = Metric {
-    name: "CPU",
-    unit: "µs/query",
+const COST: Metric = Metric::cost("CPU");
+const ALL_PROCESSORS: Metric = Metric::cost("CPU, all processors");
+/// Of the null responder only: it is the generator's figure, and not a subject's.
+const GENERATOR: Metric = Metric::cost("CPU of the generator");
+const RECONNECTIONS: Metric = Metric {
+    name: "connections made again",
+    unit: "per 1,000 answers",
     better: Better::Lower,
 };
 
@@ -308,7 +389,8 @@ impl Table {
     fn lay(suite: &Suite, cases: &[Case], bench: &mut Bench) -> Self {
         let mut table = HashMap::new();
         for case in cases {
-            for metric in case.metrics {
+            let more = suite.all_processors.then_some(&ALL_PROCESSORS);
+            for metric in case.metrics.iter().chain(more) {
                 for subject in &suite.subjects {
                     let series = bench.results.series(Label {
                         suite: suite.name,
@@ -336,6 +418,7 @@ type Figures = Vec<(Metric, f64)>;
 /// One subject in one case.
 struct Session<'a> {
     suite: &'a Suite,
+    subject: Subject,
     stage: &'a Stage,
     case: &'a Case,
     extent: &'a Extent,
@@ -415,14 +498,21 @@ impl Session<'_> {
     fn throughput(&self, names: &mut Names, figures: &mut Figures) -> Result<()> {
         let mut best: Option<f64> = None;
         let mut complaint = anyhow!("no load to put on it");
+        let (mut answered, mut reconnections) = (0, 0);
         for &(clients, window) in self.case.loads {
             let outcome = self.load(clients, window, self.extent.throughput, names)?;
+            answered += outcome.answered;
+            reconnections += outcome.reconnections;
             match clean(&outcome) {
                 Ok(()) => best = Some(best.unwrap_or(0.0).max(outcome.per_second())),
                 Err(error) => {
                     complaint = error.context(format!("{} in flight", clients * window));
                 }
             }
+        }
+        if answered > 0 && self.case.metrics.contains(&RECONNECTIONS) {
+            let share = float(reconnections) * 1e3 / float(answered);
+            figures.push((RECONNECTIONS, share));
         }
         let Some(best) = best else {
             return Err(complaint.context("there is no load without loss"));
@@ -434,13 +524,35 @@ impl Session<'_> {
     fn cost(&self, running: &Running, names: &mut Names, figures: &mut Figures) -> Result<()> {
         let _statistics = BpfStatistics::enable()?;
         let (clients, window) = self.case.cost;
+        let control = self
+            .suite
+            .all_processors
+            .then(|| self.others())
+            .transpose()?;
+        let begin = cpu::Machine::read()?;
         let before = running.meter.read()?;
         let outcome = self.load(clients, window, self.extent.cost, names)?;
         let spent = running.meter.read()?.saturating_sub(before);
+        let end = cpu::Machine::read()?;
         ensure!(outcome.answered > 0, "no answers");
-        let each = spent.as_secs_f64() * 1e6 / float(outcome.answered);
-        figures.push((COST, each));
+        let each = |seconds: f64| seconds * 1e6 / float(outcome.answered);
+        figures.push((COST, each(spent.as_secs_f64())));
+        if let Some(control) = control {
+            let share = (end.busy_since(&begin) - control).max(0.0);
+            let seconds = share * end.seconds_since(&begin);
+            figures.push((ALL_PROCESSORS, each(seconds)));
+        }
+        if self.subject == Subject::Null {
+            figures.push((GENERATOR, each(outcome.cpu.as_secs_f64())));
+        }
         clean(&outcome).context("while its CPU time was taken")
+    }
+
+    /// What the machine has to do while nobody asks: processors that are busy.
+    fn others(&self) -> Result<f64> {
+        let begin = cpu::Machine::read()?;
+        thread::sleep(self.extent.cost);
+        Ok(cpu::Machine::read()?.busy_since(&begin))
     }
 
     fn dnsperf(&self, names: &mut Names, figures: &mut Figures) -> Result<()> {
@@ -459,6 +571,8 @@ impl Session<'_> {
             ])
             .arg("-d")
             .arg(queries);
+        // It inherits the processor.
+        let _pinned = Pinned::to(Side::Load)?;
         let printed = finish(command)?;
         let figure = |name| dnsperf_figure(&printed.stdout, name);
         let (Some(rate), Some(lost)) = (figure("Queries per second:"), figure("Queries lost:"))
@@ -539,6 +653,14 @@ fn last_lines(log: &str) -> String {
 
 /// How often a short load is put on a subject to warm it.
 const WARMING: u32 = 500;
+/// Namespaces and whoever knows the answers.
+const STAGE: Duration = Duration::from_secs(3);
+/// That of a subject, and its end.
+const START: Duration = Duration::from_millis(900);
+/// Of each case.
+const WARM_UP: Duration = Duration::from_millis(250);
+/// Its process and its file.
+const DNSPERF_SET_UP: Duration = Duration::from_millis(300);
 
 #[cfg(test)]
 mod tests {

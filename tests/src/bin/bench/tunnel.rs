@@ -11,10 +11,12 @@ use anyhow::Result;
 use lab::{Daemon, Scratch};
 
 use crate::bench::{Bench, Effort};
+use crate::pin;
 use crate::progress::Progress;
 use crate::report::{Better, Label, Results, Series};
 use crate::scale::configuration;
-use path::{Filter, Path};
+use path::{Filter, NEAR, Path};
+use traffic::{Bulk, BulkFigures, DatagramFigures};
 
 pub(crate) const NAME: &str = "tunnel";
 
@@ -22,24 +24,36 @@ pub(crate) const METHOD: &str = "\
 Two namespaces with a tunnel between them, MTU 1,420: a bare TUN (two devices without offloads and two threads that \
 carry packets between them) and WireGuard (wireguard-go at both ends). None of the traffic matches a rule. Bulk TCP is \
 one connection; small UDP is datagrams of 64 bytes, at most 256 on the way, 32 a system call. Sender and receiver are \
-threads of the benchmark; what belongs to the client's end of the tunnel runs on one processor, and what belongs to the \
-far end on another. A round measures every subject once on the same tunnel, and each round begins with another \
-one: daemons and filters are started for their turn and stopped after it. Neighbouring rounds run in opposite orders, \
-and ratios are those within a round, so that what disturbs the machine for longer than a round falls on all subjects. \
+threads of the benchmark; what belongs to the client's end of the tunnel, the daemon included, runs on one processor, \
+and what belongs to the far end on another. wireguard-go is started as on hosts with one processor: Go's scheduler \
+does not look for a second one. TCP's window has a fixed size, which keeps both processors busy and overflows no queue \
+on the way, and its congestion control is Reno, which lets it send as much as that: what BBR guesses of a path, and \
+what either makes of a loss, is dice.\n\n\
+Figures are compared within a block of four short turns: without a daemon, with one, with it again, without again. So \
+whatever drifts, drifts for both alike. Bulk TCP keeps its connection through all turns of a block, while the \
+daemon comes and goes. A ratio is that of the means of the two pairs of turns; the blocks of all subjects alternate. \
+`control` is a block in which nothing comes or goes: its ratios are what the noise alone gives, and of a daemon whose \
+interval is no farther from one than the control's nothing is known but that. \
 `CPU` of bulk TCP is that of the benchmark, the tunnel and the daemon together, for 10⁹ bytes; `CPU in send` is what \
 the sending thread spends in the kernel for a datagram, from the socket through the program to the tunnel's queue: \
 it is the figure with the least noise, because nothing in it waits for another thread, and of each turn it is that of \
-the batch in the middle. The userspace filter is \
-a program that reads every packet from a TUN device of its own and writes it on, without looking at it, by the way out only.";
+the batch in the middle. The userspace filter is a program that reads every packet from a TUN device of its own and \
+writes it on, without looking at it, by the way out only; its difference is so large that it has fewer blocks.";
 
 /// Rules of the second daemon.
 const RULES: usize = 1_000;
 
+/// About how long it takes.
+pub(crate) fn expected(effort: Effort) -> Duration {
+    let extent = Extent::of(effort);
+    let bulk = BULK_SET_UP + 4 * (traffic::SETTLING + extent.bulk);
+    let datagrams = 4 * (traffic::SETTLING + extent.datagrams + traffic::LEFTOVERS);
+    let block = bulk + datagrams + 2 * COMING_AND_GOING;
+    SET_UP + block * extent.blocks() as u32
+}
+
 pub(crate) fn run(bench: &mut Bench) -> Result<()> {
-    let (rounds, time) = match bench.effort() {
-        Effort::Quick => (6, Duration::from_millis(400)),
-        Effort::Full => (20, Duration::from_millis(500)),
-    };
+    let extent = Extent::of(bench.effort());
     let scratch = Scratch::new()?;
     let text = configuration(RULES);
     let rules = scratch.write("rules.toml", &text)?;
@@ -52,32 +66,33 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
         Subject::WithRules.name(),
         &format!("the same with 1,000 rules of this kind:\n{text:.120}…"),
     );
-    let paths = [Path::bare()?, Path::wireguard()?];
-    let series = paths
+    let paths = [
+        (Path::bare()?, extent.bare),
+        (Path::wireguard()?, extent.wireguard),
+    ];
+    let tables = paths
         .each_ref()
-        .map(|path| SUBJECTS.map(|subject| Measured::new(&mut bench.results, path, subject)));
-    let mut progress = Progress::new(NAME, rounds * paths.len() * SUBJECTS.len());
-    for round in 0..rounds {
-        for (path, series) in paths.iter().zip(&series) {
-            for turn in order(round) {
+        .map(|(path, _)| Table::lay(&mut bench.results, path));
+    let mut progress = Progress::new(NAME, extent.blocks());
+    for round in 0..extent.bare.max(extent.wireguard) {
+        for ((path, rounds), table) in paths.iter().zip(&tables) {
+            for subject in order(round) {
+                if round >= extent.rounds(subject, *rounds) {
+                    continue;
+                }
                 if bench.interrupted() {
                     return Ok(());
                 }
-                let (subject, series) = (SUBJECTS[turn], &series[turn]);
                 progress.step(&format!("{}: {}", path.name, subject.name()));
-                let measured = subject.set_up(path, &rules).and_then(|before| {
-                    let bulk = traffic::bulk(path, time)?;
-                    let datagrams = traffic::datagrams(path, time)?;
-                    drop(before);
-                    Ok((bulk, datagrams))
+                let measured = measure(path, subject, &rules, &extent, |figures| {
+                    table.add(&mut bench.results, subject, figures);
                 });
                 match measured {
-                    Ok((bulk, datagrams)) => series.add(&mut bench.results, bulk, datagrams),
-                    Err(_) if bench.interrupted() => return Ok(()),
-                    Err(error) => {
+                    Err(error) if !bench.interrupted() => {
                         let reason = format!("{}: {error:#}", path.name);
                         bench.results.remark(NAME, subject.name(), &reason);
                     }
+                    _ => {}
                 }
             }
         }
@@ -85,23 +100,78 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// Who stands before the tunnel.
+/// How much is measured.
+struct Extent {
+    /// Blocks of each subject on a path, but for the filter.
+    bare: usize,
+    wireguard: usize,
+    /// Those of the filter at most.
+    filter: usize,
+    /// The length of a turn.
+    bulk: Duration,
+    datagrams: Duration,
+}
+
+impl Extent {
+    fn of(effort: Effort) -> Self {
+        match effort {
+            Effort::Quick => Self {
+                bare: 2,
+                wireguard: 3,
+                filter: 1,
+                bulk: Duration::from_millis(100),
+                datagrams: Duration::from_millis(100),
+            },
+            Effort::Full => Self {
+                bare: 9,
+                wireguard: 18,
+                filter: 6,
+                bulk: Duration::from_millis(400),
+                datagrams: Duration::from_millis(200),
+            },
+        }
+    }
+
+    fn rounds(&self, subject: Subject, rounds: usize) -> usize {
+        match subject {
+            Subject::Filter => rounds.min(self.filter),
+            _ => rounds,
+        }
+    }
+
+    /// Of all subjects on all paths.
+    fn blocks(&self) -> usize {
+        let of_path = |rounds| {
+            let each = SUBJECTS
+                .into_iter()
+                .map(|subject| self.rounds(subject, rounds));
+            each.sum::<usize>()
+        };
+        of_path(self.bare) + of_path(self.wireguard)
+    }
+}
+
+/// Who comes before the tunnel for the middle of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Subject {
-    Nobody,
+    /// Nobody: what differs is the time alone.
+    Control,
     Interceptor,
     WithRules,
     Filter,
 }
 
 const SUBJECTS: [Subject; 4] = [
-    Subject::Nobody,
+    Subject::Control,
     Subject::Interceptor,
     Subject::WithRules,
     Subject::Filter,
 ];
 
-/// Held while a subject has its turn.
+/// The name of the turns at both ends of a block.
+const NOBODY: &str = "no daemon";
+
+/// Held while a subject has its turns.
 #[expect(dead_code, reason = "held so that it stays")]
 enum Before {
     Nothing,
@@ -112,7 +182,7 @@ enum Before {
 impl Subject {
     fn name(self) -> &'static str {
         match self {
-            Self::Nobody => "no daemon",
+            Self::Control => "control",
             Self::Interceptor => "interceptor",
             Self::WithRules => "interceptor, 1,000 rules",
             Self::Filter => "userspace filter",
@@ -121,7 +191,7 @@ impl Subject {
 
     fn set_up(self, path: &Path, rules: &str) -> Result<Before> {
         let more: &[&str] = match self {
-            Self::Nobody => return Ok(Before::Nothing),
+            Self::Control => return Ok(Before::Nothing),
             Self::Filter => return Ok(Before::Filter(Filter::before(path)?)),
             Self::Interceptor => &[],
             Self::WithRules => &["--config", rules],
@@ -132,24 +202,81 @@ impl Subject {
         arguments.extend(more);
         let daemon = Daemon::start(&Arc::clone(&path.client), &arguments)?.quiet();
         daemon.wait_attached(path.interface())?;
+        pin::processes_in(&path.client, NEAR)?;
         Ok(Before::Daemon(daemon))
     }
 }
 
-/// The subjects by their place, each round from another one on and every second one backwards.
-fn order(round: usize) -> [usize; SUBJECTS.len()] {
+/// The subjects in the order of a round: each round from another one on and every second one backwards.
+fn order(round: usize) -> [Subject; SUBJECTS.len()] {
     let count = SUBJECTS.len();
     std::array::from_fn(|turn| {
         let place = (turn + round / 2) % count;
-        if round.is_multiple_of(2) {
+        SUBJECTS[if round.is_multiple_of(2) {
             place
         } else {
             count - 1 - place
-        }
+        }]
     })
 }
 
-/// The series of a subject on a path.
+/// What the four turns of a block gave.
+struct Block<F> {
+    /// The first one and the last.
+    without: [F; 2],
+    /// The two between them.
+    with: [F; 2],
+}
+
+enum Figures {
+    Bulk(Block<BulkFigures>),
+    Datagrams(Block<DatagramFigures>),
+}
+
+/// Measures one block of either traffic; what there is of it goes to `add`, whatever becomes of the rest.
+fn measure(
+    path: &Path,
+    subject: Subject,
+    rules: &str,
+    extent: &Extent,
+    mut add: impl FnMut(Figures),
+) -> Result<()> {
+    let bulk = Bulk::start(path)?;
+    let block = Block::measure(path, subject, rules, || bulk.measure(extent.bulk));
+    // Why nothing came through is better known to who sent and received.
+    bulk.end()?;
+    add(Figures::Bulk(block?));
+    let turn = || traffic::datagrams(path, extent.datagrams);
+    let block = Block::measure(path, subject, rules, turn)?;
+    add(Figures::Datagrams(block));
+    Ok(())
+}
+
+impl<F> Block<F> {
+    fn measure(
+        path: &Path,
+        subject: Subject,
+        rules: &str,
+        turn: impl Fn() -> Result<F>,
+    ) -> Result<Self> {
+        let first = turn()?;
+        let before = subject.set_up(path, rules)?;
+        let with = [turn()?, turn()?];
+        drop(before);
+        Ok(Self {
+            without: [first, turn()?],
+            with,
+        })
+    }
+}
+
+/// The series of everybody on a path.
+struct Table {
+    nobody: Measured,
+    subjects: [Measured; SUBJECTS.len()],
+}
+
+/// The series of one subject.
 struct Measured {
     throughput: Series,
     bulk_cpu: Series,
@@ -158,13 +285,55 @@ struct Measured {
     lost: Series,
 }
 
+impl Table {
+    fn lay(results: &mut Results, path: &Path) -> Self {
+        Self {
+            nobody: Measured::new(results, path, NOBODY),
+            subjects: SUBJECTS.map(|subject| Measured::new(results, path, subject.name())),
+        }
+    }
+
+    fn add(&self, results: &mut Results, subject: Subject, figures: Figures) {
+        let known = SUBJECTS.into_iter().zip(&self.subjects);
+        let Some((_, own)) = known.into_iter().find(|(known, _)| *known == subject) else {
+            return;
+        };
+        let nobody = &self.nobody;
+        match figures {
+            Figures::Bulk(block) => {
+                let mut add = |own, nobody, figure: fn(&BulkFigures) -> f64| {
+                    block.add(results, own, nobody, figure);
+                };
+                add(own.throughput, nobody.throughput, |it| it.megabits);
+                add(own.bulk_cpu, nobody.bulk_cpu, |it| it.cpu);
+            }
+            Figures::Datagrams(block) => {
+                let mut add = |own, nobody, figure: fn(&DatagramFigures) -> f64| {
+                    block.add(results, own, nobody, figure);
+                };
+                add(own.rate, nobody.rate, |it| it.thousands);
+                add(own.sending, nobody.sending, |it| it.sending);
+                add(own.lost, nobody.lost, |it| it.lost);
+            }
+        }
+    }
+}
+
+impl<F> Block<F> {
+    fn add(&self, results: &mut Results, own: Series, nobody: Series, figure: fn(&F) -> f64) {
+        let with = self.with.each_ref().map(figure);
+        let without = self.without.each_ref().map(figure);
+        results.add_block(own, &with, nobody, &without);
+    }
+}
+
 impl Measured {
-    fn new(results: &mut Results, path: &Path, subject: Subject) -> Self {
+    fn new(results: &mut Results, path: &Path, subject: &'static str) -> Self {
         let mut series = |traffic: &str, metric, unit, better| {
             results.series(Label {
                 suite: NAME,
                 case: format!("{}, {traffic}", path.name),
-                subject: subject.name(),
+                subject,
                 metric,
                 unit,
                 better,
@@ -178,15 +347,14 @@ impl Measured {
             lost: series("small UDP", "lost", "%", Better::Lower),
         }
     }
-
-    fn add(&self, results: &mut Results, bulk: traffic::Bulk, datagrams: traffic::Datagrams) {
-        results.add(self.throughput, bulk.megabits);
-        results.add(self.bulk_cpu, bulk.cpu);
-        results.add(self.rate, datagrams.thousands);
-        results.add(self.sending, datagrams.sending);
-        results.add(self.lost, datagrams.lost);
-    }
 }
+
+/// Both tunnels.
+const SET_UP: Duration = Duration::from_secs(4);
+/// A connection, and its first round trips.
+const BULK_SET_UP: Duration = Duration::from_millis(50);
+/// That of a daemon.
+const COMING_AND_GOING: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {
@@ -195,22 +363,50 @@ mod tests {
     #[test]
     fn every_round_measures_every_subject_once() {
         for round in 0..16 {
-            let mut turns = order(round);
-            turns.sort_unstable();
+            let order = order(round);
 
-            assert_eq!(turns, [0, 1, 2, 3]);
+            assert!(SUBJECTS.iter().all(|subject| order.contains(subject)));
         }
     }
 
     #[test]
     fn over_eight_rounds_every_subject_has_every_turn_twice() {
         for turn in 0..SUBJECTS.len() {
-            let mut seen = [0; SUBJECTS.len()];
-            for round in 0..8 {
-                seen[order(round)[turn]] += 1;
-            }
+            for subject in SUBJECTS {
+                let rounds = (0..8).filter(|round| order(*round)[turn] == subject);
 
-            assert_eq!(seen, [2; 4]);
+                assert_eq!(rounds.count(), 2);
+            }
         }
+    }
+
+    #[test]
+    fn what_drifts_steadily_through_a_block_does_not_touch_its_ratio() {
+        let turns = std::cell::Cell::new(100.0);
+        let turn = || {
+            turns.set(turns.get() - 10.0);
+            turns.get()
+        };
+        let (first, with) = (turn(), [turn(), turn()]);
+        let block = Block {
+            without: [first, turn()],
+            with,
+        };
+
+        let without: f64 = block.without.iter().sum();
+        assert!((block.with.iter().sum::<f64>() - without).abs() < 1e-9);
+    }
+
+    #[test]
+    fn enough_blocks_are_measured_for_an_interval() {
+        let full = Extent::of(Effort::Full);
+
+        assert!(full.bare >= 6 && full.wireguard >= 6 && full.filter >= 6);
+    }
+
+    #[test]
+    fn it_takes_no_longer_than_a_person_is_told() {
+        assert!(expected(Effort::Quick) <= Duration::from_mins(1));
+        assert!(expected(Effort::Full) <= Duration::from_mins(8));
     }
 }

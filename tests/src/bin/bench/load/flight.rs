@@ -58,6 +58,12 @@ impl Flight {
         self.framed(number).get(2..).unwrap_or_default()
     }
 
+    /// All that wait for their answers, each behind its length.
+    pub(super) fn waiting(&self) -> Vec<u8> {
+        let waiting = self.slots.iter().filter(|slot| slot.waiting);
+        waiting.flat_map(|slot| &slot.framed).copied().collect()
+    }
+
     /// Takes a reply that came at `now`.
     pub(super) fn land(&mut self, reply: &[u8], now: Instant, outcome: &mut Outcome) {
         let Some(&[high, low]) = reply.first_chunk() else {
@@ -132,10 +138,11 @@ mod tests {
         let slot = flight.launch(&mut names, begin).unwrap();
         let reply = dns::address_reply(flight.message(slot), host_address(0)).unwrap();
         assert_eq!(flight.launch(&mut names, begin), None);
+        assert_eq!(flight.waiting(), flight.framed(slot));
         flight.land(&reply, begin, &mut outcome);
         flight.land(&reply, begin, &mut outcome);
 
-        assert!(flight.is_empty());
+        assert!(flight.is_empty() && flight.waiting().is_empty());
         assert_eq!((outcome.answered, outcome.stray), (1, 1));
     }
 

@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 use hdrhistogram::Histogram;
 use lab::Namespace;
 
+use crate::cpu;
 use crate::pin::{Pinned, Side};
 use direct::Direct;
 use names::Names;
@@ -70,10 +71,14 @@ pub(crate) struct Outcome {
     pub(crate) wrong: u64,
     /// Replies that nobody waited for any more.
     pub(crate) stray: u64,
+    /// Connections that the server closed after it had answered on them, and that were made again.
+    pub(crate) reconnections: u64,
     /// What was wrong first.
     pub(crate) example: Option<String>,
     /// Of right answers, in nanoseconds.
     pub(crate) latencies: Histogram<u64>,
+    /// Processor time of the generator: asking, checking, keeping the time, and the kernel's share of that.
+    pub(crate) cpu: Duration,
     in_time: u64,
     begin: Instant,
     end: Instant,
@@ -101,7 +106,8 @@ impl Plan<'_> {
         namespace
             .enter(|| {
                 let _pinned = Pinned::to(Side::Load)?;
-                match (self.transport, self.pace) {
+                let before = cpu::of_this_thread()?;
+                let mut outcome = match (self.transport, self.pace) {
                     (Transport::Udp, Pace::Closed { clients, window }) => {
                         udp::closed(self, clients, window, names)
                     }
@@ -118,7 +124,9 @@ impl Plan<'_> {
                     (_, Pace::Rate(_)) => {
                         anyhow::bail!("a fixed rate is to be had by UDP only")
                     }
-                }
+                }?;
+                outcome.cpu = cpu::of_this_thread()?.saturating_sub(before);
+                Ok::<_, anyhow::Error>(outcome)
             })?
             .with_context(|| format!("load on {}", self.server))
     }
@@ -134,8 +142,10 @@ impl Outcome {
             lost: 0,
             wrong: 0,
             stray: 0,
+            reconnections: 0,
             example: None,
             latencies,
+            cpu: Duration::ZERO,
             in_time: 0,
             begin: Instant::now(),
             end,
@@ -180,6 +190,10 @@ pub(crate) fn float(count: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpStream;
+    use std::thread;
+
     use lab::{Responder, dns};
 
     use super::names::Kind;
@@ -205,6 +219,8 @@ mod tests {
 
                 assert!(outcome.is_clean(), "{plan:?}: {outcome:?}");
                 assert!(outcome.per_second() > 0.0);
+                assert!(outcome.cpu > Duration::ZERO);
+                assert_eq!(outcome.reconnections, 0);
                 assert!(outcome.latency(0.5) <= outcome.latency(0.999));
             }
         }
@@ -240,6 +256,44 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_closes_connections_it_has_answered_on_loses_nothing_by_that() -> Result<()> {
+        for (window, answers) in [(1, 3), (8, 3), (8, 8)] {
+            let namespace = Namespace::new("load")?;
+            let listener = namespace.listen(server())?;
+            thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    thread::spawn(move || answer_some(stream, answers));
+                }
+            });
+            let plan = plan(Transport::Tcp, closed(2, window));
+
+            let outcome = plan.run(&namespace, &mut Names::new(Kind::Unique))?;
+
+            assert!(outcome.is_clean(), "{window}, {answers}: {outcome:?}");
+            assert!(outcome.reconnections > 0, "{window}, {answers}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_server_that_closes_connections_without_an_answer_loses_every_query() -> Result<()> {
+        let namespace = Namespace::new("load")?;
+        let listener = namespace.listen(server())?;
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                thread::spawn(move || answer_some(stream, 0));
+            }
+        });
+
+        let plan = plan(Transport::Tcp, closed(2, 1));
+        let outcome = plan.run(&namespace, &mut Names::new(Kind::Unique))?;
+
+        assert!(outcome.lost > 0 && outcome.answered == 0, "{outcome:?}");
+        assert_eq!(outcome.reconnections, 0);
+        Ok(())
+    }
+
+    #[test]
     fn where_nobody_listens_queries_over_udp_are_lost_and_connections_fail() -> Result<()> {
         let namespace = Namespace::new("load")?;
         let mut names = Names::new(Kind::Known);
@@ -251,6 +305,27 @@ mod tests {
         assert!(udp.lost > 0 && udp.answered == 0);
         assert!(each.is_err() || each.is_ok_and(|outcome| outcome.lost > 0));
         assert!(kept.is_err());
+        Ok(())
+    }
+
+    /// Closes the connection after so many answers, and after a query where there are none.
+    fn answer_some(mut stream: TcpStream, answers: u32) -> Result<()> {
+        for number in 0..=answers {
+            let mut length = [0; 2];
+            stream.read_exact(&mut length)?;
+            let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
+            stream.read_exact(&mut query)?;
+            if number + 1 > answers {
+                break;
+            }
+            let reply = dns::address_reply(&query, names::WILDCARD).context("no query")?;
+            let mut framed = u16::try_from(reply.len())?.to_be_bytes().to_vec();
+            framed.extend(reply);
+            stream.write_all(&framed)?;
+            if number + 1 == answers {
+                break;
+            }
+        }
         Ok(())
     }
 

@@ -14,7 +14,11 @@ use super::flight::Flight;
 use super::names::Names;
 use super::{Outcome, Plan};
 
-/// Connections that are kept; a broken one is made again.
+/// Connections that are kept; one that ends is made again.
+///
+/// Servers may close connections when they think fit, and whoever has queries left asks again (RFC 7766 §6.2.4): those of
+/// a connection on which there were answers are asked on the next one, and their latency goes on. Those of a connection
+/// that ends without any are lost.
 pub(super) fn kept(
     plan: &Plan<'_>,
     clients: u16,
@@ -44,10 +48,10 @@ pub(super) fn kept(
             let line = &mut lines[event.data() as usize];
             let open = line.receive(&mut outcome);
             let now = Instant::now();
-            if !open && now < end {
+            if !open && (now < end || !line.flight.is_empty()) {
+                outcome.reconnections += u64::from(line.answered);
                 // Closing the old one takes it off the watch.
-                line.stream = connect(plan.server)?;
-                line.input.clear();
+                line.connect_again(plan.server)?;
                 watch(&epoll, &line.stream, EpollFlags::EPOLLIN, event.data())?;
             } else if !open {
                 let _ = epoll.delete(&line.stream);
@@ -125,6 +129,8 @@ struct Line {
     stream: TcpStream,
     flight: Flight,
     input: Vec<u8>,
+    /// Whether there was an answer on this connection.
+    answered: bool,
 }
 
 impl Line {
@@ -133,7 +139,16 @@ impl Line {
             stream,
             flight,
             input: Vec::new(),
+            answered: false,
         }
+    }
+
+    /// Goes on with another connection, on which everything is asked again that was not answered.
+    fn connect_again(&mut self, server: SocketAddr) -> Result<()> {
+        self.stream = connect(server)?;
+        self.input.clear();
+        self.answered = false;
+        self.send(&self.flight.waiting())
     }
 
     /// Sends as many queries as may be in flight, all at once.
@@ -146,7 +161,7 @@ impl Line {
         self.send(&output)
     }
 
-    fn send(&mut self, output: &[u8]) -> Result<()> {
+    fn send(&self, output: &[u8]) -> Result<()> {
         match (&self.stream).write(output) {
             Ok(length) if length == output.len() => Ok(()),
             Ok(_) => bail!("the window is too large for the socket's buffer"),
@@ -177,7 +192,8 @@ impl Line {
             done += 2 + length;
         }
         self.input.drain(..done);
-        if !open {
+        self.answered |= done > 0;
+        if !open && !self.answered {
             self.flight.abandon(outcome);
         }
         open

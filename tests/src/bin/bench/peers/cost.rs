@@ -8,7 +8,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use aya::sys::{Stats, enable_stats};
 use nix::time::ClockId;
-use nix::unistd::{Pid, SysconfVar, sysconf};
+use nix::unistd::Pid;
+
+use crate::cpu;
 
 /// Reads what a server has cost since it was started.
 #[derive(Clone, Debug)]
@@ -77,11 +79,7 @@ fn ended_children(pid: u32) -> Result<Duration> {
         .take(2)
         .filter_map(|field| field.parse::<u64>().ok())
         .sum();
-    let per_second = sysconf(SysconfVar::CLK_TCK)?.and_then(|ticks| u64::try_from(ticks).ok());
-    let per_second = per_second
-        .filter(|ticks| *ticks > 0)
-        .context("no clock ticks")?;
-    Ok(Duration::from_millis(ticks * 1000 / per_second))
+    cpu::ticks(ticks)
 }
 
 fn thread(id: i32) -> Result<Duration> {

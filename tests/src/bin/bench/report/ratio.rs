@@ -1,4 +1,4 @@
-//! Ratios: how the product stands against every other subject, round by round.
+//! Ratios: how the product stands against every other subject, round by round, and how sure that is.
 
 use serde::Serialize;
 
@@ -10,8 +10,12 @@ const OURS: &str = "interceptor";
 const CALIBRATIONS: [&str; 4] = ["null", "authority", "empty program", "prefilter"];
 /// Subjects that do nothing but what everybody has to: how near one comes to them is to be seen, and none is better.
 const FLOORS: [&str; 1] = ["round trip"];
+/// Subjects that differ in nothing from what they are compared with: their ratios are what noise alone gives.
+const CONTROLS: [&str; 1] = ["control"];
 /// Metrics of which a ratio says nothing: they are at zero when all is well.
-const WITHOUT_RATIO: [&str; 3] = ["lost", "wrong", "stray"];
+const WITHOUT_RATIO: [&str; 4] = ["lost", "wrong", "stray", "connections made again"];
+/// How sure an interval is to hold the median that would come of ever more rounds.
+const CONFIDENCE: f64 = 0.95;
 
 /// One subject's figure over another's.
 #[derive(Clone, Debug, Serialize)]
@@ -22,7 +26,14 @@ pub(crate) struct Ratio {
     pub(super) better: Better,
     pub(super) subject: &'static str,
     pub(super) against: &'static str,
+    /// Rounds, or blocks of turns, that were compared.
+    pub(super) rounds: usize,
     pub(super) median: f64,
+    /// Where the interval begins that holds the median with a confidence of 95 %: a rank-based one, which takes nothing
+    /// for granted but that rounds are independent. With fewer than six rounds there is none, and it is `min`.
+    pub(super) low: f64,
+    /// Where that ends; with fewer than six rounds it is `max`.
+    pub(super) high: f64,
     pub(super) min: f64,
     pub(super) max: f64,
 }
@@ -32,15 +43,15 @@ pub(crate) struct Ratio {
 pub(super) enum Verdict {
     Better,
     Worse,
-    /// Some rounds say this, some that.
+    /// Both are within the interval.
     Undecided,
 }
 
 impl Ratio {
     pub(super) fn verdict(&self) -> Verdict {
         let (worse, better) = match self.better {
-            Better::Lower => (self.min > 1.0, self.max < 1.0),
-            Better::Higher => (self.max < 1.0, self.min > 1.0),
+            Better::Lower => (self.low > 1.0, self.high < 1.0),
+            Better::Higher => (self.high < 1.0, self.low > 1.0),
         };
         match (worse, better) {
             (true, _) => Verdict::Worse,
@@ -52,6 +63,11 @@ impl Ratio {
     /// Whether it is that to something that nobody can be better than.
     pub(super) fn is_to_a_floor(&self) -> bool {
         FLOORS.contains(&self.against)
+    }
+
+    /// Whether it is that of noise.
+    pub(super) fn is_of_a_control(&self) -> bool {
+        CONTROLS.contains(&self.subject)
     }
 
     /// Whether the median is on the worse side.
@@ -69,17 +85,19 @@ pub(super) fn ratios(rows: &[Row]) -> Vec<Ratio> {
     let mut ratios = Vec::new();
     for row in rows {
         let label = &row.label;
-        let is_ours = label.subject.starts_with(OURS);
-        if !is_ours || WITHOUT_RATIO.contains(&label.metric) {
+        let is_control = CONTROLS.contains(&label.subject);
+        let is_compared = label.subject.starts_with(OURS) || is_control;
+        if !is_compared || WITHOUT_RATIO.contains(&label.metric) {
             continue;
         }
         let comparable: Vec<&Row> = rows
             .iter()
             .filter(|other| same_measure(row, other))
+            .filter(|other| !is_control || row.is_paired_with(other))
             .collect();
         let (ours, theirs): (Vec<&Row>, Vec<&Row>) = comparable
             .into_iter()
-            .filter(|other| !CALIBRATIONS.contains(&other.label.subject))
+            .filter(|other| !is_calibration(other))
             .partition(|other| other.label.subject.starts_with(OURS));
         let first = ours.first().copied().filter(|_| theirs.is_empty());
         for other in theirs.into_iter().chain(first) {
@@ -91,14 +109,22 @@ pub(super) fn ratios(rows: &[Row]) -> Vec<Ratio> {
     ratios
 }
 
+fn is_calibration(row: &Row) -> bool {
+    let subject = &row.label.subject;
+    CALIBRATIONS.contains(subject) || CONTROLS.contains(subject)
+}
+
 fn same_measure(one: &Row, other: &Row) -> bool {
     let key = |row: &Row| (row.label.suite, row.label.metric);
     key(one) == key(other) && one.label.case == other.label.case
 }
 
-/// Round by round where both were measured in every round; otherwise that of the medians. `None` without a divisor.
+/// Block by block where both had their turns together, round by round where both were measured in every round, otherwise
+/// that of the medians. `None` without a divisor.
 fn ratio(row: &Row, other: &Row) -> Option<Ratio> {
-    let mut rounds: Vec<f64> = if row.runs.len() == other.runs.len() {
+    let mut rounds: Vec<f64> = if row.is_paired_with(other) {
+        row.paired.iter().map(|(_, ratio)| *ratio).collect()
+    } else if row.runs.len() == other.runs.len() {
         row.runs
             .iter()
             .zip(&other.runs)
@@ -111,6 +137,8 @@ fn ratio(row: &Row, other: &Row) -> Option<Ratio> {
         return None;
     }
     rounds.sort_by(f64::total_cmp);
+    let (min, max) = (*rounds.first()?, *rounds.last()?);
+    let (low, high) = interval(&rounds).unwrap_or((min, max));
     Some(Ratio {
         suite: row.label.suite,
         case: row.label.case.clone(),
@@ -118,10 +146,35 @@ fn ratio(row: &Row, other: &Row) -> Option<Ratio> {
         better: row.label.better,
         subject: row.label.subject,
         against: other.label.subject,
+        rounds: rounds.len(),
         median: fine(super::median(&rounds)?),
-        min: fine(*rounds.first()?),
-        max: fine(*rounds.last()?),
+        low: fine(low),
+        high: fine(high),
+        min: fine(min),
+        max: fine(max),
     })
+}
+
+/// The narrowest pair of order statistics between which the median is with [`CONFIDENCE`], of sorted values; `None` where
+/// they are too few.
+///
+/// So many of them are below it as heads come up when a coin is tossed for each.
+fn interval(sorted: &[f64]) -> Option<(f64, f64)> {
+    let count = sorted.len();
+    // The share of all outcomes with so many heads, and with that many or fewer.
+    let mut share = 0.5_f64.powi(i32::try_from(count).ok()?);
+    let mut tail = share;
+    let mut skipped = None;
+    for heads in 0..count / 2 {
+        if 2.0 * tail > 1.0 - CONFIDENCE {
+            break;
+        }
+        skipped = Some(heads);
+        share *= (count - heads) as f64 / (heads + 1) as f64;
+        tail += share;
+    }
+    let skipped = skipped?;
+    Some((*sorted.get(skipped)?, *sorted.get(count - 1 - skipped)?))
 }
 
 /// To a ten-thousandth.
@@ -185,6 +238,64 @@ mod tests {
         let floors: Vec<_> = ratios(&rows).iter().map(Ratio::is_to_a_floor).collect();
 
         assert_eq!(floors, [true, false]);
+    }
+
+    #[test]
+    fn turns_within_a_block_are_compared_with_each_other_and_a_control_with_nobody_else() {
+        let paired = |subject, runs: &[f64], ratios: &[f64]| {
+            let paired = ratios.iter().map(|ratio| ("no daemon", *ratio)).collect();
+            Row {
+                paired,
+                ..row(subject, runs)
+            }
+        };
+        let rows = [
+            row("no daemon", &[100.0, 80.0, 60.0, 40.0]),
+            paired("control", &[101.0, 50.0], &[1.01, 0.99]),
+            paired("interceptor", &[90.0, 36.0], &[0.9, 0.9]),
+            row("userspace filter", &[45.0, 45.0]),
+        ];
+
+        let ratios = ratios(&rows);
+
+        let told: Vec<_> = ratios.iter().map(|it| (it.subject, it.against)).collect();
+        assert_eq!(
+            told,
+            [
+                ("control", "no daemon"),
+                ("interceptor", "no daemon"),
+                ("interceptor", "userspace filter")
+            ]
+        );
+        assert!(ratios[0].is_of_a_control() && !ratios[1].is_of_a_control());
+        assert!((ratios[0].median - 1.0).abs() < 1e-9);
+        assert!((ratios[1].median - 0.9).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_interval_of_a_median_leaves_out_what_is_improbable() {
+        let of = |count: u32| interval(&(1..=count).map(f64::from).collect::<Vec<_>>());
+
+        // Conover, Practical Nonparametric Statistics: binomial tails for one half.
+        assert_eq!(of(5), None);
+        assert_eq!(of(6), Some((1.0, 6.0)));
+        assert_eq!(of(8), Some((1.0, 8.0)));
+        assert_eq!(of(9), Some((2.0, 8.0)));
+        assert_eq!(of(16), Some((4.0, 13.0)));
+        assert_eq!(of(20), Some((6.0, 15.0)));
+        assert_eq!(of(100), Some((40.0, 61.0)));
+    }
+
+    #[test]
+    fn one_disturbed_round_of_many_leaves_a_decision_standing() {
+        let mut slower = vec![0.9; 12];
+        slower.push(3.0);
+        let rows = [row("unbound", &[1.0; 13]), row("interceptor", &slower)];
+
+        let ratio = &ratios(&rows)[0];
+
+        assert_eq!(ratio.verdict(), Verdict::Worse);
+        assert!(ratio.max > 2.0 && ratio.high < 1.0);
     }
 
     #[test]

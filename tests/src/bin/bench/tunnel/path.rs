@@ -8,7 +8,7 @@ use lab::{Namespace, Tunnel, TunnelPlan, VethEnd, veth};
 use tun_rs::SyncDevice;
 
 use super::pump::{Pump, tun};
-use crate::pin::{self, Side};
+use crate::pin::{self, Pinned, Side};
 
 /// The client's address in the tunnel.
 pub(super) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
@@ -25,6 +25,9 @@ pub(super) struct Path {
     pub(super) name: &'static str,
     pub(super) client: Arc<Namespace>,
     pub(super) peer: Arc<Namespace>,
+    /// What a receiver of TCP has room for, in octets: enough to keep both processors busy, and less than what is
+    /// on the way finds room for in any queue.
+    pub(super) buffer: usize,
     interface: String,
     _carrier: Carrier,
 }
@@ -53,6 +56,7 @@ impl Path {
             name: "bare TUN",
             client,
             peer,
+            buffer: 256 << 10,
             interface: "tun0".to_owned(),
             _carrier: Carrier::Bare(pumps),
         })
@@ -73,6 +77,8 @@ impl Path {
                 addresses: &["198.51.100.1/24"],
             },
         )?;
+        // Go sees one processor, and goes on with that when it is moved.
+        let pinned = Pinned::to(NEAR)?;
         let tunnel = Tunnel::up(TunnelPlan {
             client: Arc::clone(&client),
             peer: Arc::clone(&peer),
@@ -83,12 +89,15 @@ impl Path {
             routes: &[],
             fwmark: None,
         })?;
+        drop(pinned);
         pin::processes_in(&client, NEAR)?;
         pin::processes_in(&peer, FAR)?;
         Ok(Self {
             name: "WireGuard",
             client,
             peer,
+            // wireguard-go receives by a UDP socket of the default size, which 92 full packets fill.
+            buffer: 64 << 10,
             interface: tunnel.client_interface().to_owned(),
             _carrier: Carrier::WireGuard(Box::new(tunnel)),
         })

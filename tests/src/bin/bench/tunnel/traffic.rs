@@ -1,14 +1,16 @@
 //! Traffic through a path, and what it costs.
 
+use std::ffi::OsString;
 use std::io::{IoSlice, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, sendmmsg};
+use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, sendmmsg, setsockopt, sockopt};
 
 use crate::cpu;
 use crate::pin::Pinned;
@@ -17,60 +19,102 @@ use super::path::{CLIENT, FAR, NEAR, Path, SERVER};
 
 /// What bulk TCP gave.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bulk {
+pub(super) struct BulkFigures {
     /// Megabits of payload a second, as the far end received them.
     pub(super) megabits: f64,
     /// CPU seconds of all that took part for a gigabyte (10⁹ bytes) of payload.
     pub(super) cpu: f64,
 }
 
-/// One connection from the client to the far end, that sends as fast as it can for `time`.
-pub(super) fn bulk(path: &Path, time: Duration) -> Result<Bulk> {
-    let listener = path.peer.listen(SocketAddr::V4(SERVER))?;
-    let near = path.client.connect(SocketAddr::V4(SERVER))?;
-    let (far, _) = listener.accept().context("cannot accept")?;
-    for stream in [&near, &far] {
-        stream.set_read_timeout(Some(STUCK))?;
-        stream.set_write_timeout(Some(STUCK))?;
-    }
-    let received = AtomicU64::new(0);
-    let stop = AtomicBool::new(false);
-    let (received, stop) = (&received, &stop);
-    thread::scope(|scope| {
-        let sending = scope.spawn(move || {
-            let _pinned = Pinned::to(NEAR)?;
-            send_bulk(near, stop)
-        });
-        let receiving = scope.spawn(move || {
-            let _pinned = Pinned::to(FAR)?;
-            receive_bulk(far, received)
-        });
-        thread::sleep(WARM_UP);
-        let measured = (|| {
-            let before = (used(path)?, received.load(Ordering::Relaxed));
-            let begin = Instant::now();
-            thread::sleep(time);
-            let elapsed = begin.elapsed();
-            let bytes = received.load(Ordering::Relaxed) - before.1;
-            Ok::<_, anyhow::Error>((bytes, elapsed, used(path)?.saturating_sub(before.0)))
-        })();
-        stop.store(true, Ordering::Relaxed);
-        for thread in [sending, receiving] {
-            let ended = thread.join().map_err(|_| anyhow::anyhow!("TCP panicked"))?;
-            ended.context("bulk TCP")?;
+/// One connection from the client to the far end, that sends as fast as it can until this is dropped.
+pub(super) struct Bulk<'a> {
+    path: &'a Path,
+    received: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Result<()>>>,
+}
+
+impl<'a> Bulk<'a> {
+    pub(super) fn start(path: &'a Path) -> Result<Self> {
+        let listener = path.peer.listen(SocketAddr::V4(SERVER))?;
+        // The accepted one inherits it, and announces a window of about that size.
+        setsockopt(&listener, sockopt::RcvBufForce, &path.buffer)?;
+        let near = path.client.connect(SocketAddr::V4(SERVER))?;
+        setsockopt(&near, sockopt::SndBufForce, &SEND_BUFFER)?;
+        setsockopt(&near, sockopt::TcpCongestion, &OsString::from("reno"))?;
+        let (far, _) = listener.accept().context("cannot accept")?;
+        for stream in [&near, &far] {
+            stream.set_read_timeout(Some(STUCK))?;
+            stream.set_write_timeout(Some(STUCK))?;
         }
-        let (bytes, elapsed, cpu) = measured?;
-        ensure!(bytes > 0, "nothing came through {}", path.name);
-        Ok(Bulk {
+        let (received, stop) = (
+            Arc::new(AtomicU64::new(0)),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let sending = {
+            let stop = Arc::clone(&stop);
+            thread::spawn(move || {
+                let _pinned = Pinned::to(NEAR)?;
+                send_bulk(near, &stop).context("cannot send by bulk TCP")
+            })
+        };
+        let receiving = {
+            let received = Arc::clone(&received);
+            thread::spawn(move || {
+                let _pinned = Pinned::to(FAR)?;
+                receive_bulk(far, &received).context("cannot receive by bulk TCP")
+            })
+        };
+        Ok(Self {
+            path,
+            received,
+            stop,
+            threads: vec![sending, receiving],
+        })
+    }
+
+    /// What comes through in `time`, after a moment in which it settles.
+    pub(super) fn measure(&self, time: Duration) -> Result<BulkFigures> {
+        thread::sleep(SETTLING);
+        let processes = processes(self.path)?;
+        let before = (used(&processes)?, self.received.load(Ordering::Relaxed));
+        let begin = Instant::now();
+        thread::sleep(time);
+        let elapsed = begin.elapsed();
+        let bytes = self.received.load(Ordering::Relaxed) - before.1;
+        let cpu = used(&processes)?.saturating_sub(before.0);
+        ensure!(bytes > 0, "nothing came through {}", self.path.name);
+        Ok(BulkFigures {
             megabits: bytes as f64 * 8e-6 / elapsed.as_secs_f64(),
             cpu: cpu.as_secs_f64() / (bytes as f64 * 1e-9),
         })
-    })
+    }
+
+    /// Ends it, and tells what went wrong with the connection.
+    pub(super) fn end(mut self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread
+                .join()
+                .map_err(|_| anyhow::anyhow!("bulk TCP panicked"))??;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Bulk<'_> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // Whoever drops it does not want to know.
+            let _ = thread.join();
+        }
+    }
 }
 
 /// What small datagrams gave.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Datagrams {
+pub(super) struct DatagramFigures {
     /// Thousands a second, as the far end received them.
     pub(super) thousands: f64,
     /// CPU time in the sender's system call, up to the tunnel's queue, in nanoseconds for each: that of the batch in the
@@ -81,7 +125,7 @@ pub(super) struct Datagrams {
 }
 
 /// Datagrams of 64 bytes, no more than [`WINDOW`] of them on the way.
-pub(super) fn datagrams(path: &Path, time: Duration) -> Result<Datagrams> {
+pub(super) fn datagrams(path: &Path, time: Duration) -> Result<DatagramFigures> {
     let far_end = path.peer.udp(SocketAddr::V4(SERVER))?;
     far_end.set_read_timeout(Some(Duration::from_millis(20)))?;
     let sender = path.client.udp(SocketAddr::from((CLIENT, 0)))?;
@@ -95,7 +139,7 @@ pub(super) fn datagrams(path: &Path, time: Duration) -> Result<Datagrams> {
         });
         // The first ones find out how to get there.
         let outcome = Pinned::to(NEAR).and_then(|_pinned| {
-            send_datagrams(&sender, &arrivals, WARM_UP)?;
+            send_datagrams(&sender, &arrivals, SETTLING)?;
             send_datagrams(&sender, &arrivals, time)
         });
         stop.store(true, Ordering::Relaxed);
@@ -104,7 +148,7 @@ pub(super) fn datagrams(path: &Path, time: Duration) -> Result<Datagrams> {
             .map_err(|_| anyhow::anyhow!("receiving panicked"))?;
         let outcome = outcome?;
         ensure!(outcome.arrived > 0, "nothing came through {}", path.name);
-        Ok(Datagrams {
+        Ok(DatagramFigures {
             thousands: outcome.arrived as f64 * 1e-3 / outcome.elapsed.as_secs_f64(),
             sending: median(outcome.costs).context("no full batch was sent")?,
             lost: outcome.lost as f64 * 100.0 / outcome.sent as f64,
@@ -112,9 +156,17 @@ pub(super) fn datagrams(path: &Path, time: Duration) -> Result<Datagrams> {
     })
 }
 
-/// What this process and those in the namespaces have used: senders, receivers, tunnels and daemons.
-fn used(path: &Path) -> Result<Duration> {
-    Ok(cpu::of_this_process()? + cpu::inside(&[&path.client, &path.peer])?)
+/// Tunnels and daemons.
+fn processes(path: &Path) -> Result<Vec<u32>> {
+    let mut all = cpu::processes_in(&path.client)?;
+    all.extend(cpu::processes_in(&path.peer)?);
+    Ok(all)
+}
+
+/// What this process, which sends and receives, and others have used.
+fn used(processes: &[u32]) -> Result<Duration> {
+    let others: Duration = processes.iter().map(|pid| cpu::of(*pid)).sum();
+    Ok(cpu::of_this_process()? + others)
 }
 
 fn send_bulk(mut stream: TcpStream, stop: &AtomicBool) -> Result<()> {
@@ -214,11 +266,16 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
+/// Of bulk TCP, in octets: more than any window.
+const SEND_BUFFER: usize = 1 << 20;
 /// Datagrams on the way at once, fewer than the queue of any device on it.
 const WINDOW: u64 = 256;
 /// Datagrams in a system call.
 const BATCH: usize = 32;
 /// When nothing has arrived for so long, what is on the way is lost.
 const LOST: Duration = Duration::from_millis(100);
-const WARM_UP: Duration = Duration::from_millis(150);
+/// Before a turn: what has come or gone is no longer felt.
+pub(super) const SETTLING: Duration = Duration::from_millis(150);
+/// What a turn takes beside its time: waiting for what is on the way, threads, processes that are looked for.
+pub(super) const LEFTOVERS: Duration = Duration::from_millis(50);
 const STUCK: Duration = Duration::from_secs(20);
