@@ -5,10 +5,15 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use lab::dns::{self, Query};
 use lab::{Lab, Load, Process, Scratch, patience, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// The most that there are.
 const MOST: u64 = 5;
+
+/// More queries than all queues together have frames for.
+const MORE_THAN_FRAMES: u16 = 8_000;
 
 /// Memory that one queue's frames fit into, and several queues' do not; in octets.
 const LITTLE_MEMORY: u32 = 7 << 20;
@@ -59,6 +64,36 @@ fn what_one_socket_sends_comes_by_one_queue() -> Result<()> {
     let came: Vec<u64> = before.iter().zip(&after).map(|(a, b)| b - a).collect();
     assert_eq!(came.iter().sum::<u64>(), 200, "{came:?}");
     assert_eq!(came.iter().filter(|&&it| it > 0).count(), 1, "{came:?}");
+    Ok(())
+}
+
+#[test]
+fn what_comes_while_every_frame_waits_for_the_daemon_is_counted() -> Result<()> {
+    let lab = Lab::client_with_tunnel()?;
+    let daemon = lab.daemon(&[])?;
+    let missed = || -> Result<u64> {
+        let status = daemon.status()?;
+        let queues = status["reader"]["missed"].as_array();
+        let queues = queues.context("no queues")?.iter();
+        let packets = queues.map(|it| it["packets"].as_u64().context("no number"));
+        packets.sum()
+    };
+    assert_eq!(missed()?, 0);
+    let socket = lab.client.udp_to(Lab::dns_v4())?;
+
+    let process = Pid::from_raw(daemon.pid().cast_signed());
+    kill(process, Signal::SIGSTOP)?;
+    for id in 0..MORE_THAN_FRAMES {
+        let query = Query::new("www.example.test", 1).with_id(id);
+        socket.send(&query.wire())?;
+    }
+    kill(process, Signal::SIGCONT)?;
+
+    assert!(missed()? > 0);
+    let answer = lab.dig("+short +tries=5 @10.30.30.30 www.example.test")?;
+    assert_eq!(answer, "192.0.2.80\n");
+    let text = daemon.ask(&["status"])?;
+    assert!(text.contains(" missed\n"), "{text}");
     Ok(())
 }
 
