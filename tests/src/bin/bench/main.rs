@@ -169,7 +169,6 @@ fn run(options: &Options, suites: &[&Suite]) -> Result<Outcome> {
             .collect(),
     };
     let mut bench = Bench::new(effort, &options.only, Interrupt::watch()?);
-    eprintln!("{}", announcement(suites, effort));
     measure(&mut bench, suites, &keeper)?;
     let interrupted = bench.interrupted();
     let broken_off = bench.results.broken_off();
@@ -228,6 +227,7 @@ fn measure(bench: &mut Bench, suites: &[&Suite], keeper: &Keeper<'_>) -> Result<
         if index == 0 {
             // Before anything is measured that could not be kept; later on, the last report tells.
             kept?;
+            eprintln!("{}", announcement(suites, bench.effort()));
         }
         if let Err(error) = (suite.run)(bench)
             // What a signal to all of the terminal's processes has ended looks like a failure.

@@ -493,8 +493,8 @@ fn compared(ratio: &Ratio) -> [String; COMPARISON.len()] {
 }
 
 const ABOUT_RATIOS: &str = "Ratios, round by round. The median of ever more rounds is between `low` and `high` with a \
-    confidence of 95 % (a rank-based interval; of fewer than six rounds, the least and the greatest ratio). `undecided` \
-    where one is between them, `floor` where nobody can be better, `noise` where nothing differs but the time:";
+    confidence of 95 % (a rank-based interval; of fewer than six rounds, and where two were not measured in the same \
+    rounds, the least and the greatest ratio). `undecided` where one is between them or rounds are fewer than five, `floor` where nobody can be better, `noise` where nothing differs but the time:";
 const COMPARISON: [&str; 8] = [
     "case", "ratio", "metric", "verdict", "median", "low", "high", "rounds",
 ];
@@ -702,7 +702,7 @@ mod tests {
     #[test]
     fn what_another_does_better_is_named() {
         let mut results = Results::default();
-        for (subject, runs) in [("unbound", [1.0, 2.0]), ("interceptor", [2.0, 4.0])] {
+        for (subject, runs) in [("unbound", [1.0; 5]), ("interceptor", [2.0; 5])] {
             let series = results.series(Label {
                 subject,
                 ..label("cached")

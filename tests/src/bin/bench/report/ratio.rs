@@ -16,6 +16,8 @@ const CONTROLS: [&str; 1] = ["control"];
 const WITHOUT_RATIO: [&str; 4] = ["lost", "wrong", "stray", "connections made again"];
 /// How sure an interval is to hold the median that would come of ever more rounds.
 const CONFIDENCE: f64 = 0.95;
+/// Rounds that decide something where they all agree: fewer do so too often by chance.
+const DECISIVE: usize = 5;
 
 /// One subject's figure over another's.
 #[derive(Clone, Debug, Serialize)]
@@ -43,17 +45,35 @@ pub(crate) struct Ratio {
 pub(super) enum Verdict {
     Better,
     Worse,
-    /// Both are within the interval.
+    /// Both are within the interval, or it is that of too few rounds.
     Undecided,
 }
 
 impl Ratio {
+    fn of(row: &Row, other: &Row, rounds: usize, [median, low, high, min, max]: [f64; 5]) -> Self {
+        Self {
+            suite: row.label.suite,
+            case: row.label.case.clone(),
+            metric: row.label.metric,
+            better: row.label.better,
+            subject: row.label.subject,
+            against: other.label.subject,
+            rounds,
+            median: fine(median),
+            low: fine(low),
+            high: fine(high),
+            min: fine(min),
+            max: fine(max),
+        }
+    }
+
     pub(super) fn verdict(&self) -> Verdict {
         let (worse, better) = match self.better {
             Better::Lower => (self.low > 1.0, self.high < 1.0),
             Better::Higher => (self.high < 1.0, self.low > 1.0),
         };
         match (worse, better) {
+            _ if self.rounds < DECISIVE => Verdict::Undecided,
             (true, _) => Verdict::Worse,
             (_, true) => Verdict::Better,
             _ => Verdict::Undecided,
@@ -120,7 +140,7 @@ fn same_measure(one: &Row, other: &Row) -> bool {
 }
 
 /// Block by block where both had their turns together, round by round where both were measured in every round, otherwise
-/// that of the medians. `None` without a divisor.
+/// that of the medians, between those of the extremes. `None` without a divisor.
 fn ratio(row: &Row, other: &Row) -> Option<Ratio> {
     let mut rounds: Vec<f64> = if row.is_paired_with(other) {
         row.paired.iter().map(|(_, ratio)| *ratio).collect()
@@ -131,7 +151,7 @@ fn ratio(row: &Row, other: &Row) -> Option<Ratio> {
             .map(|(r, o)| r / o)
             .collect()
     } else {
-        vec![row.median / other.median]
+        return ratio_of_medians(row, other);
     };
     if rounds.iter().any(|ratio| !ratio.is_finite()) {
         return None;
@@ -139,20 +159,20 @@ fn ratio(row: &Row, other: &Row) -> Option<Ratio> {
     rounds.sort_by(f64::total_cmp);
     let (min, max) = (*rounds.first()?, *rounds.last()?);
     let (low, high) = interval(&rounds).unwrap_or((min, max));
-    Some(Ratio {
-        suite: row.label.suite,
-        case: row.label.case.clone(),
-        metric: row.label.metric,
-        better: row.label.better,
-        subject: row.label.subject,
-        against: other.label.subject,
-        rounds: rounds.len(),
-        median: fine(super::median(&rounds)?),
-        low: fine(low),
-        high: fine(high),
-        min: fine(min),
-        max: fine(max),
-    })
+    let figures = [super::median(&rounds)?, low, high, min, max];
+    Some(Ratio::of(row, other, rounds.len(), figures))
+}
+
+fn ratio_of_medians(row: &Row, other: &Row) -> Option<Ratio> {
+    let (median, min, max) = (
+        row.median / other.median,
+        row.min / other.max,
+        row.max / other.min,
+    );
+    let figures = [median, min, max, min, max];
+    let rounds = row.runs.len().min(other.runs.len());
+    let is_sound = figures.iter().all(|figure| figure.is_finite());
+    is_sound.then(|| Ratio::of(row, other, rounds, figures))
 }
 
 /// The narrowest pair of order statistics between which the median is with [`CONFIDENCE`], of sorted values; `None` where
@@ -190,8 +210,8 @@ mod tests {
     #[test]
     fn what_disturbs_a_whole_round_does_not_move_the_ratio() {
         let rows = [
-            row("no daemon", &[100.0, 50.0, 200.0]),
-            row("interceptor", &[99.0, 49.5, 198.0]),
+            row("no daemon", &[100.0, 50.0, 200.0, 100.0, 300.0]),
+            row("interceptor", &[99.0, 49.5, 198.0, 99.0, 297.0]),
         ];
 
         let ratios = ratios(&rows);
@@ -205,11 +225,37 @@ mod tests {
     #[test]
     fn rounds_that_contradict_each_other_decide_nothing() {
         let rows = [
-            row("unbound", &[1.0, 1.0, 1.0]),
-            row("interceptor", &[0.9, 1.2, 1.1]),
+            row("unbound", &[1.0, 1.0, 1.0, 1.0, 1.0]),
+            row("interceptor", &[0.9, 1.2, 1.1, 1.1, 1.1]),
         ];
 
         assert_eq!(ratios(&rows)[0].verdict(), Verdict::Undecided);
+    }
+
+    #[test]
+    fn few_rounds_decide_nothing_even_where_they_agree() {
+        let rows = [
+            row("unbound", &[1.0; 4]),
+            row("interceptor", &[1.2, 1.3, 1.2, 1.1]),
+        ];
+
+        assert_eq!(ratios(&rows)[0].verdict(), Verdict::Undecided);
+    }
+
+    #[test]
+    fn where_rounds_are_not_the_same_only_runs_that_do_not_overlap_decide() {
+        let filter = row("userspace filter", &[50.0, 40.0, 45.0, 50.0, 50.0]);
+        let ours = |slowest| row("interceptor", &[slowest, 80.0, 90.0, 100.0, 100.0, 100.0]);
+
+        let apart = ratios(&[filter, ours(60.0)]);
+
+        assert_eq!(apart[0].verdict(), Verdict::Better);
+        assert!((apart[0].low - 1.2).abs() < 1e-9);
+        let filter = row("userspace filter", &[50.0, 40.0, 45.0, 50.0, 50.0]);
+        assert_eq!(
+            ratios(&[filter, ours(49.0)])[0].verdict(),
+            Verdict::Undecided
+        );
     }
 
     #[test]
