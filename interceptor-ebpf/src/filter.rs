@@ -97,8 +97,8 @@ impl Filter {
         any_ports >> (port & 63) & 1 != 0
     }
 
-    /// Whether a port follows the header that names this protocol; if not, one may follow a later header, which needs a
-    /// full parse.
+    /// Whether a port follows the header that names this protocol; after an extension header one may follow later, which
+    /// needs a full parse.
     #[inline(always)]
     pub const fn has_ports(protocol: u8) -> bool {
         matches!(protocol, protocol::TCP | protocol::UDP)

@@ -58,6 +58,15 @@ pub mod protocol {
     pub const AUTHENTICATION: u8 = 51;
     /// IPv6 destination options.
     pub const DESTINATION_OPTIONS: u8 = 60;
+
+    /// Whether another header follows one of this number.
+    #[inline(always)]
+    pub const fn is_extension_header(number: u8) -> bool {
+        matches!(
+            number,
+            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS
+        )
+    }
 }
 
 /// Octets of an Ethernet header without tags.

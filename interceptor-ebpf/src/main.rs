@@ -154,7 +154,7 @@ mod programs {
     fn egress<const LINK: usize, const ANSWERS: bool>(context: &TcContext) -> i32 {
         let active = control!(active);
         if admits::<LINK>(context, active) {
-            inspect::<LINK, ANSWERS>(context.skb.skb, active)
+            inspect::<LINK, ANSWERS>(context.skb.skb)
         } else {
             TC_ACT_UNSPEC
         }
@@ -238,18 +238,18 @@ mod programs {
             }
             let protocol = *((ip + protocol) as *const u8);
             if !Filter::has_ports(protocol) {
-                // Perhaps behind another header; not worth finding out here.
-                return true;
+                return protocol::is_extension_header(protocol);
             }
             let any_ports = ptr::read_volatile(&raw const (*filter).head.any_ports);
             Filter::port_is_set(any_ports, u16::from_be(*((ip + port) as *const u16)))
         }
     }
 
-    /// A function of its own in the kernel too, as [`judge`].
+    /// A function of its own in the kernel too, as [`judge`]. Which ruleset counts is read once more: what another one's
+    /// prefilter admitted is judged by this one alone, and a register is saved.
     #[inline(never)]
-    fn inspect<const LINK: usize, const ANSWERS: bool>(skb: *mut __sk_buff, active: u32) -> i32 {
-        let bank = active & 1;
+    fn inspect<const LINK: usize, const ANSWERS: bool>(skb: *mut __sk_buff) -> i32 {
+        let bank = control!(active) & 1;
         if !ANSWERS {
             return judge::<LINK>(skb, bank, 0);
         }

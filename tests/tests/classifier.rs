@@ -194,8 +194,11 @@ fn admits(rules: &Compiled, frame: &[u8], link: usize) -> bool {
     if rules.filter.head.any_ports == 0 {
         return false;
     }
+    if !plain || protocol::is_extension_header(number) {
+        return true;
+    }
     let port = u16::from_be_bytes([ip[port_at], ip[port_at + 1]]);
-    !plain || !Filter::has_ports(number) || rules.filter.admits(destination, Some(port))
+    Filter::has_ports(number) && rules.filter.admits(destination, Some(port))
 }
 
 fn difference(
