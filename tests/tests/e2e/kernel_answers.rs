@@ -274,12 +274,13 @@ fn no_answer_is_older_than_the_last_of_a_thousand_flushes_reloads_and_restarts()
         .collect::<Result<Vec<_>>>()?;
     let file = NamedTempFile::new()?;
     let interface = lab.tunnel.client_interface();
-    let ask_at = |upstream: &str| {
+    let ask_at = |upstream: &str, further: &str| {
         let tunnel = format!("[tunnel]\ninterfaces = [\"{interface}\"]\n");
         let dns = format!("[dns]\nupstreams = [\"udp://{upstream}\"]\n");
-        fs::write(file.path(), tunnel + &dns)
+        fs::write(file.path(), tunnel + &dns + further)
     };
-    ask_at("192.0.2.55")?;
+    let route = "[[route]]\ndomains = [\"example.test\"]\nupstreams = [\"udp://192.0.2.55\"]\n";
+    ask_at("192.0.2.55", "")?;
     let path = file.path().to_string_lossy();
     let mut daemon = Daemon::start(&lab.client, &["--config", &path])?.quiet();
     daemon.wait_attached(interface)?;
@@ -311,11 +312,14 @@ fn no_answer_is_older_than_the_last_of_a_thousand_flushes_reloads_and_restarts()
                     restarts += 1;
                 }
                 10 => {
-                    let last = 54 + change / 20 % 2;
-                    ask_at(&format!("192.0.2.{last}"))?;
+                    ask_at("192.0.2.54", "")?;
                     daemon.ask(&["reload"])?;
                 }
-                5 | 15 => {
+                15 => {
+                    ask_at("192.0.2.54", route)?;
+                    daemon.ask(&["reload"])?;
+                }
+                5 => {
                     let id = daemon.rule_add(&["10.30.30.31"])?;
                     flush(&daemon)?;
                     daemon.rule_remove(id)?;
