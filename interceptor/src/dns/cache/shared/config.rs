@@ -130,6 +130,12 @@ pub enum StoreUrlError {
     /// Sentinels without TLS have no parameters.
     #[error("{0}+sentinel:// takes no parameters; with TLS it is {0}s+sentinel://")]
     SentinelParameters(String),
+    /// A password may reach beyond where it should have ended.
+    #[error(
+        "the URL has an `@` behind a `/`, `?` or `#`; a `/` in a password is written %2F, `?` is %3F, `#` is %23, and an `@` \
+         anywhere else is %40"
+    )]
+    At,
     /// The path of the socket is missing.
     #[error("the URL names no socket; write one such as unix:///run/redis/redis.sock")]
     Socket,
@@ -298,6 +304,10 @@ impl FromStr for StoreUrl {
                 )));
             }
         };
+        let (_, path) = rest.split_at(authority_end(rest));
+        if path.contains('@') {
+            return Err(StoreUrlError::At);
+        }
         match base {
             Some(base) => watched(base, is_tls, rest),
             None => alone(&scheme, is_tls, rest),
@@ -336,8 +346,7 @@ fn alone(scheme: &str, is_tls: bool, rest: &str) -> Result<StoreUrl, StoreUrlErr
 
 /// The master that sentinels name.
 fn watched(scheme: &str, is_tls: bool, rest: &str) -> Result<StoreUrl, StoreUrlError> {
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (authority, tail) = rest.split_at(end);
+    let (authority, tail) = rest.split_at(authority_end(rest));
     let (account, hosts) = match authority.rsplit_once('@') {
         Some((account, hosts)) => (format!("{account}@"), hosts),
         None => (String::new(), authority),
@@ -385,6 +394,11 @@ fn watched(scheme: &str, is_tls: bool, rest: &str) -> Result<StoreUrl, StoreUrlE
         password: account.password,
         database,
     })
+}
+
+/// Where user, password and hosts end in what follows a scheme.
+fn authority_end(rest: &str) -> usize {
+    rest.find(['/', '?', '#']).unwrap_or(rest.len())
 }
 
 /// The user of a URL.
@@ -682,6 +696,16 @@ mod tests {
             let error = text.parse::<StoreUrl>().unwrap_err().to_string();
             assert!(!error.contains("hunter2"), "{error}");
         }
+        for scheme in ["redis", "rediss", "redis+sentinel", "rediss+sentinel"] {
+            for mark in ["/", "?", "#", "/1/", "1/", "1?", "1/x?"] {
+                let text = format!("{scheme}://:hun{mark}ter2@192.0.2.1/mymaster");
+                let error = text.parse::<StoreUrl>().unwrap_err();
+                assert_eq!(error, StoreUrlError::At, "{text}");
+                let text = format!("{scheme}://u:12{mark}34@192.0.2.1");
+                let error = text.parse::<StoreUrl>().unwrap_err().to_string();
+                assert!(!error.contains("12") && !error.contains("34"), "{error}");
+            }
+        }
     }
 
     #[test]
@@ -733,6 +757,8 @@ mod tests {
             ("rediss+sentinel://192.0.2.1/m?what=x", "what"),
             ("sentinel://192.0.2.1/m", "redis+sentinel://"),
             ("http+sentinel://192.0.2.1/m", "not at http+sentinel://"),
+            ("redis://:a/b@192.0.2.1", "%2F"),
+            ("redis+sentinel://:a/b@192.0.2.1/m", "%2F"),
         ] {
             let error = text.parse::<StoreUrl>().unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
