@@ -8,6 +8,7 @@ use interceptor_ebpf::question::Key;
 use nix::time::{ClockId, clock_gettime};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::dns::cache::Entry;
@@ -75,6 +76,9 @@ impl AnswerSink for KernelAnswers {
 /// Tells `dns` over and over which answers the kernel has given: it sees nothing of their clients, and would have others
 /// take their room in memory, so that whoever asks when they are to be renewed had to wait.
 pub(super) async fn follow_uses(answers: Arc<Answers>, dns: Arc<dns::Server>) {
+    let stop = CancellationToken::new();
+    // Nothing else ends a look that has begun, and the end of the daemon waits for it.
+    let _stop = stop.clone().drop_guard();
     let mut known = 0;
     let mut pause = LOOK;
     loop {
@@ -86,9 +90,11 @@ pub(super) async fn follow_uses(answers: Arc<Answers>, dns: Arc<dns::Server>) {
         }
         known = answered;
         let (answers, dns) = (Arc::clone(&answers), Arc::clone(&dns));
+        let stop = stop.clone();
         let looking = spawn_blocking(move || {
             let began = processor_time();
-            answers.given(|it| {
+            let goes_on = || !stop.is_cancelled();
+            answers.given(goes_on, |it| {
                 dns.note_given(&it.question, it.dnssec_ok, it.checking_disabled, it.times);
             });
             processor_time().saturating_sub(began)

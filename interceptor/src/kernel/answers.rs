@@ -154,11 +154,13 @@ impl Answers {
         (entry.is_of(key) && entry.generation == permit.generation).then_some(entry.hits)
     }
 
-    /// Tells of every answer that the kernel has given, and how often. Goes through all that are in the map.
-    pub fn given(&self, mut tell: impl FnMut(&Given)) {
+    /// Tells of every answer that the kernel has given, and how often. Goes through all that are in the map, for as long as
+    /// `goes_on` says so, which is asked before each.
+    pub fn given(&self, goes_on: impl Fn() -> bool, mut tell: impl FnMut(&Given)) {
         let generation = self.state().permit.generation;
         let capacity = self.capacity() as usize;
-        for (_, Plain(entry)) in self.reading.iter().take(capacity).flatten() {
+        let entries = self.reading.iter().take(capacity);
+        for (_, Plain(entry)) in entries.take_while(|_| goes_on()).flatten() {
             if entry.generation == generation && entry.hits > 0 {
                 tell(&Given::of(&entry));
             }
