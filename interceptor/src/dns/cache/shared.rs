@@ -359,8 +359,7 @@ impl SharedCache {
     pub(in crate::dns) fn counters(&self) -> SharedCounters {
         let inner = &self.inner;
         let meter = &inner.meter;
-        let master = inner.link.load().as_ref().and_then(|link| link.master);
-        let connected = connected(master);
+        let connected = connected(inner.link.load().as_deref().and_then(Link::place));
         let state = match (inner.trouble().clone(), inner.is_read_only()) {
             (Some(trouble), _) => format!("left alone: {trouble}"),
             (None, true) => format!("{connected}, but it takes no answers"),
@@ -498,7 +497,7 @@ impl Inner {
     fn take_up(&self, link: Arc<Link>) {
         self.breaker().close();
         self.is_read_only.store(false, Ordering::Relaxed);
-        let connected = connected(link.master);
+        let connected = connected(link.place());
         self.link.store(Some(link));
         let store = self.config.store.label();
         match self.trouble().take() {
@@ -726,17 +725,20 @@ async fn tend(inner: Arc<Inner>) {
 
 /// A connection that has done everything before it can be used: what is owed is told, and the store replies in time.
 async fn connect(inner: &Arc<Inner>) -> Result<(Arc<Link>, mpsc::Receiver<News>), Trouble> {
-    let (link, mut news) = inner.dial.load_full().open(&inner.codec.channel()).await?;
+    let dial = inner.dial.load_full();
+    let (link, mut news) = dial.open(&inner.codec.channel()).await?;
     inner.agree(&link, &mut news).await?;
     inner.settle_debts(&link).await?;
     let key = inner.codec.epoch_key();
-    match timeout(inner.config.budget, link.number(&key)).await {
-        Ok(reply) => reply.map(|_| (Arc::new(link), news)),
-        Err(_) => Err(Trouble::Failed(format!(
+    let Ok(reply) = timeout(inner.config.budget, link.number(&key)).await else {
+        return Err(Trouble::Failed(format!(
             "it does not reply within {:?}",
             inner.config.budget
-        ))),
-    }
+        )));
+    };
+    reply?;
+    dial.trust(&link);
+    Ok((Arc::new(link), news))
 }
 
 /// Why a connection is not used any more.

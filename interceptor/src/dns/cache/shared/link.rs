@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::config::{Place, SharedCacheConfig};
-use super::sentinel::Watchers;
+use super::sentinel::{Named, Watchers};
 use super::value::MOST_OCTETS;
 use crate::bypass::Bypass;
 use crate::dns::upstream::{EncryptedUrl, SecureDial, first_address};
@@ -62,8 +62,8 @@ pub(super) struct Link {
     unread: Arc<AtomicUsize>,
     /// The mark that it carries.
     pub(super) mark: u32,
-    /// Where the master is that sentinels have named.
-    pub(super) master: Option<SocketAddr>,
+    /// The master, where a sentinel has named it.
+    pub(super) master: Option<Named>,
     _driver: AbortOnDropHandle<()>,
 }
 
@@ -142,7 +142,7 @@ impl Dial {
         let stream = self.stream(master).await;
         let stream = stream.map_err(|error| {
             Trouble::Failed(match master {
-                Some(place) => format!("the master at {place}: {error}"),
+                Some(Named { place, .. }) => format!("the master at {place}: {error}"),
                 None => error.to_string(),
             })
         })?;
@@ -163,7 +163,7 @@ impl Dial {
             master,
             _driver: AbortOnDropHandle::new(tokio::spawn(driver)),
         };
-        if let Some(place) = master
+        if let Some(Named { place, .. }) = master
             && !link.is_master().await?
         {
             return Err(Trouble::Failed(format!(
@@ -174,13 +174,22 @@ impl Dial {
         Ok((link, news))
     }
 
+    /// Notes that `link` is of use, so that the sentinel that led there is asked first the next time.
+    pub(super) fn trust(&self, link: &Link) {
+        if let (Way::Sentinels(watchers), Some(named)) = (&self.way, link.master) {
+            watchers.trust(named);
+        }
+    }
+
     /// A connection to the store; to the `master` where sentinels have named it.
-    async fn stream(&self, master: Option<SocketAddr>) -> io::Result<Box<dyn Stream>> {
+    async fn stream(&self, master: Option<Named>) -> io::Result<Box<dyn Stream>> {
         match (&self.way, master) {
             (Way::Plain(server), _) => plain(server, &self.bypass).await,
             (Way::Tls(dial), _) => Ok(Box::new(dial.dial().await?)),
             (Way::Unix(path), _) => Ok(Box::new(UnixStream::connect(path).await?)),
-            (Way::Sentinels(watchers), Some(place)) => watchers.reach(place, &self.bypass).await,
+            (Way::Sentinels(watchers), Some(named)) => {
+                watchers.reach(named.place, &self.bypass).await
+            }
             (Way::Sentinels(_), None) => Err(io::ErrorKind::AddrNotAvailable.into()),
         }
     }
@@ -213,6 +222,11 @@ async fn plain(server: &EncryptedUrl, bypass: &Bypass) -> io::Result<Box<dyn Str
 }
 
 impl Link {
+    /// Where the master is, where a sentinel has named it.
+    pub(super) fn place(&self) -> Option<SocketAddr> {
+        self.master.map(|named| named.place)
+    }
+
     /// What is kept under each of `names`, and for how many more milliseconds: -2 where there is nothing, -1 where it is
     /// kept for ever or no string. A value that is too long is one octet longer than it can be.
     ///
@@ -332,7 +346,7 @@ impl Link {
 }
 
 /// Whether all of a server's addresses are this host's own, for which there is no way beside the tunnel.
-fn is_local(server: &EncryptedUrl) -> bool {
+pub(super) fn is_local(server: &EncryptedUrl) -> bool {
     server
         .addresses()
         .all(|address: SocketAddr| address.ip().is_loopback())
