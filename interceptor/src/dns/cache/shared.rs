@@ -154,6 +154,8 @@ struct Inner {
     link: ArcSwapOption<Link>,
     /// The last epoch that is known; 0 before the first.
     epoch: AtomicU64,
+    /// The last master that sentinels have led to.
+    master: Mutex<Option<SocketAddr>>,
     /// Flushes that the store has not been told yet; until then nothing in it counts.
     owed: Mutex<VecDeque<Scope>>,
     is_owing: AtomicBool,
@@ -224,6 +226,7 @@ impl SharedCache {
             id: rand::random(),
             link: ArcSwapOption::empty(),
             epoch: AtomicU64::new(0),
+            master: Mutex::default(),
             owed: Mutex::default(),
             is_owing: AtomicBool::new(false),
             owes: Notify::new(),
@@ -310,18 +313,8 @@ impl SharedCache {
 
     /// Tells the store and all machines to forget what `scope` says; until the store knows, nothing in it counts.
     pub(in crate::dns) fn flush(&self, scope: &Scope) {
-        let inner = &self.inner;
-        let mut owed = inner.owed();
-        inner.is_owing.store(true, Ordering::Release);
-        if owed.len() >= MOST_OWED {
-            // The first may be on its way.
-            owed.truncate(1);
-            owed.push_back(Scope::All);
-        } else {
-            owed.push_back(scope.clone());
-        }
-        drop(owed);
-        inner.owes.notify_one();
+        self.inner.owe(scope);
+        self.inner.owes.notify_one();
     }
 
     /// The answers in the store about `name` (in wire form, lower-cased), of one type or of the usual ones.
@@ -549,6 +542,39 @@ impl Inner {
         Ok(())
     }
 
+    /// Has everything forgotten everywhere where `link` leads to another master than the one before: that one may have taken
+    /// flushes, and the epoch with them, that this one has never heard of.
+    async fn meet(self: &Arc<Self>, link: &Link) {
+        let Some(place) = link.place() else {
+            return;
+        };
+        let before = self.master().replace(place);
+        if before.is_none_or(|before| before == place) {
+            return;
+        }
+        if !self.owed().contains(&Scope::All) {
+            self.owe(&Scope::All);
+        }
+        let answers = self.forget(Scope::All).await;
+        info!(
+            answers,
+            "another master may not know of all flushes of the shared cache: everything is forgotten"
+        );
+    }
+
+    /// Notes that the store and everybody else are to be told what `scope` says.
+    fn owe(&self, scope: &Scope) {
+        let mut owed = self.owed();
+        self.is_owing.store(true, Ordering::Release);
+        if owed.len() >= MOST_OWED {
+            // The first may be on its way.
+            owed.truncate(1);
+            owed.push_back(Scope::All);
+        } else {
+            owed.push_back(scope.clone());
+        }
+    }
+
     /// Tells the store and everybody else what is owed to them.
     async fn settle_debts(&self, link: &Link) -> Result<(), Trouble> {
         let (key, channel) = (self.codec.epoch_key(), self.codec.channel());
@@ -559,6 +585,8 @@ impl Inner {
             let least = self.epoch().saturating_add(1);
             let raised = match link.raise(&key).await {
                 Ok(epoch) => epoch,
+                // It would tell nobody but those who are connected to itself.
+                Err(Trouble::ReadOnly) => return Err(Trouble::ReadOnly),
                 Err(trouble) => {
                     debug!(?trouble, "the epoch cannot be raised");
                     0
@@ -673,6 +701,10 @@ impl Inner {
         self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn master(&self) -> MutexGuard<'_, Option<SocketAddr>> {
+        self.master.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -728,6 +760,7 @@ async fn connect(inner: &Arc<Inner>) -> Result<(Arc<Link>, mpsc::Receiver<News>)
     let dial = inner.dial.load_full();
     let (link, mut news) = dial.open(&inner.codec.channel()).await?;
     inner.agree(&link, &mut news).await?;
+    inner.meet(&link).await;
     inner.settle_debts(&link).await?;
     let key = inner.codec.epoch_key();
     let Ok(reply) = timeout(inner.config.budget, link.number(&key)).await else {
