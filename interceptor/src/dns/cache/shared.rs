@@ -643,13 +643,16 @@ impl Inner {
         info!(answers, "cache flushed by another machine");
     }
 
-    /// Notes what came of writing answers. What the store does not take it may still give.
-    fn kept(&self, outcomes: Vec<Result<(), Trouble>>) {
+    /// Notes what came of writing answers by `link`. What the store does not take it may still give.
+    fn kept(&self, link: &Arc<Link>, outcomes: Vec<Result<(), Trouble>>) {
         let mut reason = None;
         let mut is_demoted = false;
         for outcome in outcomes {
             match outcome {
-                Ok(()) => self.meter.written.add(),
+                Ok(()) => {
+                    self.meter.written.add();
+                    self.breaker().took();
+                }
                 Err(trouble) => {
                     self.meter.unwritten.add();
                     is_demoted |= matches!(trouble, Trouble::ReadOnly);
@@ -658,10 +661,20 @@ impl Inner {
             }
         }
         if is_demoted && self.config.store.sentinels().is_some() {
-            // Another is the master.
-            return self.redial.notify_one();
+            return self.demoted(link);
         }
         self.set_read_only(reason.as_deref());
+    }
+
+    /// Leaves a master alone that takes no changes: another is the master, or will be.
+    fn demoted(&self, link: &Arc<Link>) {
+        let current = self.link.load_full();
+        if !current.is_some_and(|current| Arc::ptr_eq(&current, link)) {
+            return;
+        }
+        self.breaker().demoted();
+        self.leave_alone(&words(Trouble::ReadOnly));
+        self.tripped.notify_one();
     }
 
     /// Notes that so many answers were not written, because of the store as a whole.
@@ -847,7 +860,7 @@ async fn write(inner: Arc<Inner>, mut queue: mpsc::Receiver<Writing>) {
             continue;
         }
         match timeout(PATIENCE, link.keep(&values)).await {
-            Ok(Ok(outcomes)) => inner.kept(outcomes),
+            Ok(Ok(outcomes)) => inner.kept(&link, outcomes),
             Ok(Err(trouble)) => inner.kept_none(values.len(), &words(trouble)),
             Err(_) => {
                 let reason = format!("it takes no answers within {PATIENCE:?}");

@@ -17,6 +17,8 @@ pub(super) struct Breaker {
     state: State,
     /// Pauses since the store last did what it is for.
     pauses: u32,
+    /// The last change was refused because another is the master, so that replies alone are not what it is for.
+    is_demoted: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -33,6 +35,7 @@ impl Breaker {
                 until: Moment::default(),
             },
             pauses: 0,
+            is_demoted: false,
         }
     }
 
@@ -53,8 +56,20 @@ impl Breaker {
     pub(super) fn succeeded(&mut self) {
         if let State::Closed { failures } = &mut self.state {
             *failures = 0;
-            self.pauses = 0;
+            if !self.is_demoted {
+                self.pauses = 0;
+            }
         }
+    }
+
+    /// The store takes no changes, as one that is no master; pauses grow until it [does](Self::took).
+    pub(super) fn demoted(&mut self) {
+        self.is_demoted = true;
+    }
+
+    /// The store has taken a change.
+    pub(super) fn took(&mut self) {
+        self.is_demoted = false;
     }
 
     /// The store has not; tells whether that was once too often, so that it is to be left alone.
@@ -119,6 +134,22 @@ mod tests {
         breaker.close();
         assert_eq!(pause(&mut breaker, 0), 200);
         breaker.close();
+        breaker.succeeded();
+        assert_eq!(pause(&mut breaker, 0), 100);
+    }
+
+    #[test]
+    fn a_master_that_refuses_changes_is_left_alone_for_longer_although_it_replies() {
+        let mut breaker = closed();
+        let mut refuse = || {
+            breaker.close();
+            breaker.succeeded();
+            breaker.demoted();
+            pause(&mut breaker, 0)
+        };
+        assert_eq!([refuse(), refuse(), refuse()], [100, 200, 400]);
+        breaker.close();
+        breaker.took();
         breaker.succeeded();
         assert_eq!(pause(&mut breaker, 0), 100);
     }
