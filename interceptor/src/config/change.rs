@@ -117,8 +117,9 @@ impl Config {
         };
         for (key, url) in after.named_upstreams() {
             let text = url.to_string();
-            let mut before = self.named_upstreams().map(|(_, before)| before);
-            if before.any(|before| before != url && before.to_string() == text) {
+            let before: Vec<&UpstreamUrl> = self.named_upstreams().map(|(_, it)| it).collect();
+            let is_there = before.contains(&url);
+            if !is_there && before.iter().any(|before| before.to_string() == text) {
                 add(key, text);
             }
         }
@@ -338,6 +339,25 @@ mod tests {
                 format!("route.upstreams: {url:?} has other files or secrets"),
                 format!("shared_cache.password_file: {password:?} has other files or secrets"),
             ]
+        );
+    }
+
+    #[test]
+    fn another_customers_path_is_a_change_that_does_not_show_it_and_the_same_ones_in_a_row_are_none()
+     {
+        let text = |paths: [&str; 2]| {
+            let urls = paths.map(|path| format!("https://192.0.2.1/{path}"));
+            format!("[dns]\nupstreams = {urls:?}")
+        };
+        let before = text(["aaaa", "bbbb"]);
+        assert_eq!(changes(&before, &before), []);
+
+        let changes = changes(&before, &text(["aaaa", "cccc"]));
+
+        let lines: Vec<String> = changes.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            lines,
+            [r#"dns.upstreams: "https://192.0.2.1/…" has other files or secrets"#]
         );
     }
 

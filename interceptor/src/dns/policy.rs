@@ -48,7 +48,7 @@ type UpstreamKey = (UpstreamUrl, Via);
 /// change what a resolver answers.
 #[derive(Debug, Default)]
 pub(super) struct RouteIds {
-    known: HashMap<Vec<(String, Via)>, RouteId>,
+    known: HashMap<Vec<UpstreamKey>, RouteId>,
 }
 
 impl Policy {
@@ -180,7 +180,7 @@ impl RouteIds {
 
     fn id(&mut self, upstreams: &[UpstreamKey]) -> RouteId {
         let upstreams = upstreams.iter();
-        let upstreams = upstreams.map(|(url, via)| (url.to_string(), via.clone()));
+        let upstreams = upstreams.map(|(url, via)| (url.without_files(), via.clone()));
         let upstreams = upstreams.collect();
         let next = RouteId(u16::try_from(self.known.len()).unwrap_or(u16::MAX));
         *self.known.entry(upstreams).or_insert(next)
@@ -320,6 +320,29 @@ mod tests {
             policy.way(&name("b.example")),
         );
         assert_ne!(one.route, other.route);
+    }
+
+    #[test]
+    fn upstreams_whose_urls_differ_only_in_what_is_not_shown_are_other_routes_and_nothing_of_one_is_kept_for_the_other()
+     {
+        let [one, other] = ["aaaa", "bbbb"].map(|customer| {
+            let url = format!("https://192.0.2.1/{customer}#dns.example");
+            config(
+                &[&url],
+                &[(&["a.example"], &["https://192.0.2.1#dns.example"])],
+            )
+        });
+        let mut ids = RouteIds::default();
+        let before = policy(&one, None, &mut ids);
+        let after = policy(&other, Some(&before), &mut ids);
+        assert_eq!(asked(&before, "b.example"), asked(&after, "b.example"));
+
+        let [old, new] = [&before, &after].map(Policy::default_route);
+        assert_ne!(old, new);
+        assert!(!after.asks_like(&before));
+        assert!(!after.keeps(old, &before));
+        assert!(after.keeps(before.way(&name("a.example")).route, &before));
+        assert_eq!(policy(&one, None, &mut ids).default_route(), old);
     }
 
     #[test]

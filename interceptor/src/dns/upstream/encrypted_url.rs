@@ -198,6 +198,15 @@ impl EncryptedUrl {
         Ok(())
     }
 
+    /// The same URL, whatever its files had in them.
+    #[must_use]
+    pub(super) fn without_files(&self) -> Self {
+        Self {
+            files: None,
+            ..self.clone()
+        }
+    }
+
     /// What the files have in them: as they were when they were loaded, or else as they are.
     pub(super) fn files(&self) -> Result<Arc<TlsFiles>, TlsFileError> {
         match &self.files {
