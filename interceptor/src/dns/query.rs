@@ -369,6 +369,25 @@ impl Request {
         })
     }
 
+    /// The same request without the options of its OPT record, all of which are the client's; `None` where there are none,
+    /// or where a record follows it.
+    pub fn without_options(&self) -> Option<Self> {
+        let opt = self.opt().filter(|opt| opt.end == self.wire.len())?;
+        let bare = opt.start + BARE_OPT_LEN;
+        if opt.end <= bare {
+            return None;
+        }
+        let mut wire = self.wire.to_vec();
+        wire.truncate(bare);
+        put_u16(&mut wire, bare - 2, 0);
+        Some(Self {
+            wire: wire.into(),
+            question: self.question,
+            is_exact: self.is_exact,
+            cookie: None,
+        })
+    }
+
     /// The same request, padded to a multiple of `block` octets where it has an OPT record for that (RFC 8467).
     #[must_use]
     pub fn padded(&self, block: usize) -> Self {
@@ -732,6 +751,7 @@ mod tests {
         assert_eq!(plain.with_id(7)[2..], query[2..]);
         assert_eq!(plain.without_opt(), None);
         assert_eq!(plain.padded(128), plain);
+        assert_eq!(request.without_options(), None);
     }
 
     #[test]

@@ -96,6 +96,45 @@ async fn an_upstream_that_does_not_know_edns_is_asked_without_and_remembered() {
 }
 
 #[tokio::test]
+async fn an_upstream_that_refuses_a_clients_option_is_asked_without_it_and_others_with_edns_as_before()
+ {
+    let odd = EdnsCode::Unknown(65_001);
+    let mut with_option = edns_query("odd.example.", "A", 1232);
+    let length_at = with_option.len() - 1;
+    with_option[length_at] = 4;
+    with_option.extend_from_slice(&[0xfd, 0xe9, 0, 0]);
+    let upstream = FakeUpstream::bind().await;
+    let (server, _clock) = remembering(&upstream, |_| {});
+    for (question, name, seen) in [
+        (
+            with_option,
+            "odd.example.",
+            vec![(true, true), (true, false)],
+        ),
+        (
+            edns_query("usual.example.", "A", 1232),
+            "usual.example.",
+            vec![(true, false)],
+        ),
+    ] {
+        let script = async {
+            for expected in seen {
+                let (asked, client) = upstream.receive().await;
+                let edns = parse(&asked).edns;
+                let is_odd = edns.as_ref().is_some_and(|it| it.option(odd).is_some());
+                assert_eq!((edns.is_some(), is_odd), expected);
+                let mut reply = reply_of(&query(name, "A"), usize::from(!is_odd));
+                reply[..2].copy_from_slice(&asked[..2]);
+                reply[3] |= u8::from(is_odd);
+                upstream.udp.send_to(&reply, client).await.unwrap();
+            }
+        };
+        let (reply, ()) = tokio::join!(ask(&server, &question), script);
+        assert_eq!(parse(&reply).answers.len(), 1);
+    }
+}
+
+#[tokio::test]
 async fn an_upstream_that_refuses_one_question_with_edns_and_without_is_asked_the_next_with() {
     let upstream = FakeUpstream::bind().await;
     let (server, _clock) = remembering(&upstream, |_| {});

@@ -18,7 +18,7 @@ pub(super) struct Edns {
 }
 
 impl Edns {
-    /// Notes at `now` that it has refused a query with OPT and answered the same query without.
+    /// Notes at `now` that it has refused a query whose OPT had no options, and answered the same query without OPT.
     pub(super) fn lacks(&self, now: Instant) {
         *self.lacking_until() = Some(now + MEMORY);
         self.may_be_lacking.store(true, Ordering::Release);

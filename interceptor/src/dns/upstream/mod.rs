@@ -211,7 +211,8 @@ impl Upstream {
         }
     }
 
-    /// Asks with EDNS where the upstream is not known to lack it, and once more without where that may help (RFC 6891 §7).
+    /// Asks with EDNS where the upstream is not known to lack it, and again with less of it where that may help
+    /// (RFC 6891 §7).
     async fn ask(&self, request: &Request, transport: Transport) -> io::Result<Reply> {
         if self.edns.is_lacking(Instant::now())
             && let Some(plain) = request.without_opt()
@@ -223,27 +224,38 @@ impl Upstream {
             return Ok(reply);
         }
         // Apart, so that the many queries that need no more than one attempt need not have room for it.
-        Box::pin(self.ask_without_edns(request, transport, reply)).await
+        Box::pin(self.ask_with_less(request, transport, reply)).await
     }
 
-    /// Asks without EDNS after `refusal`, and remembers where it was EDNS that was refused.
-    async fn ask_without_edns(
+    /// Asks without the client's options after `refusal`, then without EDNS. Only where an OPT record without options is
+    /// refused and the question is answered without one is that remembered: what a client adds says nothing of others.
+    async fn ask_with_less(
         &self,
         request: &Request,
         transport: Transport,
         refusal: Reply,
     ) -> io::Result<Reply> {
+        if let Some(bare) = request.without_options() {
+            match self.ask_once(&bare, transport).await {
+                Ok(reply) if reply.may_lack_edns() => {}
+                Ok(reply) => return Ok(reply),
+                Err(_) => return Ok(refusal),
+            }
+        }
         let Some(plain) = request.without_opt() else {
             return Ok(refusal);
         };
-        match self.ask_once(&plain, transport).await {
-            Ok(reply) if !reply.may_lack_edns() => {
-                self.edns.lacks(Instant::now());
-                debug!(upstream = %self.url.label(), "upstream does not know EDNS");
-                Ok(reply)
-            }
-            Ok(_) | Err(_) => Ok(refusal),
+        let Ok(reply) = self.ask_once(&plain, transport).await else {
+            return Ok(refusal);
+        };
+        if reply.may_lack_edns() {
+            return Ok(refusal);
         }
+        if matches!(reply.rcode(), Rcode::NOERROR | Rcode::NXDOMAIN) {
+            self.edns.lacks(Instant::now());
+            debug!(upstream = %self.url.label(), "upstream does not know EDNS");
+        }
+        Ok(reply)
     }
 
     async fn ask_once(&self, request: &Request, transport: Transport) -> io::Result<Reply> {
