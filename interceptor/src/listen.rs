@@ -88,6 +88,17 @@ pub enum ListenError {
         /// What we listen at.
         own: Place,
     },
+    /// Another of the places that are wanted is in the way.
+    #[error(
+        "cannot listen at {place} beside {other}: the system lets one daemon have both only with reuse_port = true for \
+         each; say so, or leave out one"
+    )]
+    Beside {
+        /// Where.
+        place: Place,
+        /// Where else.
+        other: Place,
+    },
     /// Its certificate cannot be used.
     #[error("cannot listen at tls://{address}: {source}")]
     Certificate {
@@ -211,6 +222,7 @@ impl Listeners {
     /// Outside a tokio runtime.
     pub fn prepare(&self, listens: &[Listen], inherited: Inherited) -> Result<Change, ListenError> {
         let Inherited(mut inherited) = inherited;
+        let wanted = self.wanted(listens, &inherited);
         let mut steps = Vec::new();
         for listen in listens {
             for place in listen.places() {
@@ -223,7 +235,7 @@ impl Listeners {
                 let passed_on = inherited.iter().position(|(at, _)| *at == place);
                 let (socket, is_inherited) = match passed_on {
                     Some(index) => (inherited.swap_remove(index).1, true),
-                    None => (self.bind(place, listen.reuse_port)?, false),
+                    None => (self.bind(place, listen.reuse_port, &wanted)?, false),
                 };
                 let start = self.start(place, socket, settings, is_inherited);
                 steps.push(Step::Start(start.map_err(|error| place.error(error))?));
@@ -298,13 +310,44 @@ impl Listeners {
         CertificateFiles(certificates.collect())
     }
 
-    /// A socket at `place`. Where sockets of ours are in the way at another address, they let it in; it gets what is sent
-    /// to its address from here on, or they do until they are gone.
-    fn bind(&self, place: Place, reuse_port: bool) -> Result<Socket, ListenError> {
+    /// All places that there will be sockets at, and whether each lets others in beside it.
+    fn wanted(&self, listens: &[Listen], inherited: &[(Place, Socket)]) -> Vec<(Place, bool)> {
+        let listens = listens.iter();
+        let mut wanted: Vec<(Place, bool)> = listens
+            .flat_map(|listen| listen.places().map(|place| (place, listen.reuse_port)))
+            .collect();
+        let kept = self.running.iter().filter(|it| it.is_inherited);
+        let kept = kept.filter_map(|it| Some((it.place, it.socket.as_ref()?)));
+        for (place, socket) in kept.chain(inherited.iter().map(|(place, it)| (*place, it))) {
+            if !wanted.iter().any(|(at, _)| *at == place) {
+                wanted.push((place, socket.reuse_port().unwrap_or_default()));
+            }
+        }
+        wanted
+    }
+
+    /// A socket at `place`, one of those `wanted`. Where sockets of ours are in the way at another address, they let it in;
+    /// it gets what is sent to its address from here on, or they do until they are gone.
+    fn bind(
+        &self,
+        place: Place,
+        reuse_port: bool,
+        wanted: &[(Place, bool)],
+    ) -> Result<Socket, ListenError> {
         let error = match place.bind(reuse_port) {
             Ok(socket) => return Ok(socket),
             Err(error) => error,
         };
+        let mut others = wanted.iter().filter(|(at, _)| *at != place);
+        let other = others.find(|(at, lets_in)| at.overlaps(place) && !(*lets_in && reuse_port));
+        if let Some((other, _)) = other
+            && error.kind() == io::ErrorKind::AddrInUse
+        {
+            return Err(ListenError::Beside {
+                place,
+                other: *other,
+            });
+        }
         let in_the_way = self.running.iter().filter(|it| it.place.overlaps(place));
         let in_the_way: Vec<&Running> = in_the_way.collect();
         let Some(own) = in_the_way.first().map(|it| it.place) else {
@@ -807,6 +850,35 @@ mod tests {
             let urls: Vec<String> = listeners.states().into_iter().map(|it| it.url).collect();
             assert_eq!(urls, [format!("udp://{wanted}"), format!("tcp://{wanted}")]);
         }
+    }
+
+    #[tokio::test]
+    async fn a_change_takes_no_two_addresses_of_a_port_that_a_start_refuses() {
+        let port = free_address().port();
+        let [any, one] = ["0.0.0.0", "127.0.0.1"].map(|ip| format!("{ip}:{port}"));
+        let both = |reuse_port| {
+            [&any, &one].map(|address| Listen {
+                reuse_port,
+                ..listen(address, "")
+            })
+        };
+        let mut running = none();
+        let change = running.prepare(&[listen(&any, "")], Inherited::default());
+        running.apply(change.unwrap(), &repeat());
+
+        let refused = running.prepare(&both(false), Inherited::default());
+        let refused = refused.err().unwrap().to_string();
+        assert!(
+            refused.starts_with(&format!("cannot listen at udp://{one} beside udp://{any}:")),
+            "{refused}"
+        );
+        let change = running.prepare(&both(true), Inherited::default());
+        running.apply(change.unwrap(), &repeat());
+        assert_eq!(running.states().len(), 4);
+
+        drop(running);
+        let at_start = none().prepare(&both(false), Inherited::default());
+        assert!(at_start.is_err());
     }
 
     #[tokio::test]
