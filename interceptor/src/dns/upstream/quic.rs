@@ -137,8 +137,10 @@ impl Session for QuicSession {
 /// What a QUIC connection has carried so far.
 pub(super) fn traffic(connection: &Connection) -> Traffic {
     let stats = connection.stats();
+    let sent = stats.frame_tx;
     Traffic {
-        sent: stats.udp_tx.datagrams,
+        // Acknowledgements are not acknowledged (RFC 9000 §13.2.1); of the others, those that queries and probes take.
+        sent: sent.stream + sent.reset_stream + sent.stop_sending + sent.ping + sent.crypto,
         received: stats.udp_rx.datagrams,
         round_trip: stats.path.rtt,
     }

@@ -3,6 +3,7 @@
 
 use std::future;
 use std::io;
+use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -35,7 +36,8 @@ struct Patience {
     open: Duration,
     /// How long a connection is kept that carries nothing.
     idle: Duration,
-    /// How long a connection may bring nothing while it owes replies; it is then taken for dead.
+    /// How long a connection may bring nothing while it owes replies, or acknowledgements where the transport has them; it
+    /// is then taken for dead.
     silence: Duration,
     /// For how long at least nothing at all arrives on a connection before another is tried beside it; a far end that is
     /// busy takes as long now and then.
@@ -78,12 +80,12 @@ pub(super) trait Session: Send + Sync + 'static {
     fn close(&self);
 }
 
-/// What a connection has carried at one moment, acknowledgements included.
+/// What a connection has carried at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Traffic {
-    /// Datagrams that were sent.
+    /// What was sent that the far end has to acknowledge.
     pub(super) sent: u64,
-    /// Datagrams that came.
+    /// Datagrams that came, acknowledgements included.
     pub(super) received: u64,
     /// How long the way there and back takes.
     pub(super) round_trip: Duration,
@@ -273,7 +275,7 @@ impl<S: Session> Live<S> {
         let mut pending = Pending {
             exchange: Some(exchange),
             live: Arc::clone(self),
-            silence,
+            patience: silence + silence / 4,
         };
         let Some(exchange) = &mut pending.exchange else {
             return Err(Broken::Exchange(io::ErrorKind::Other.into()));
@@ -285,38 +287,50 @@ impl<S: Session> Live<S> {
 
     async fn carry(self: Arc<Self>, query: Bytes, silence: Duration) -> Result<Bytes, Broken> {
         let _in_flight = InFlight::new(&self);
-        let mut exchange = std::pin::pin!(self.session.exchange(query));
+        let before = self.session.traffic();
+        tokio::select! {
+            biased;
+            outcome = self.session.exchange(query) => {
+                if !matches!(outcome, Err(Broken::Connection(_))) {
+                    self.lock().heard = Instant::now();
+                }
+                outcome
+            }
+            () = self.dies(before, silence) => Err(Broken::Connection(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the connection brings nothing any more",
+            ))),
+        }
+    }
+
+    /// Waits until nothing has come for `silence`: nothing at all though the far end should have given a sign of life since
+    /// the connection had carried `before`, or no reply where the transport does not tell.
+    async fn dies(&self, before: Option<Traffic>, silence: Duration) {
+        if before.is_some() {
+            return self.goes_deaf(before, silence).await;
+        }
         let asked = Instant::now();
         loop {
             let heard = self.lock().heard.max(asked);
-            tokio::select! {
-                biased;
-                outcome = &mut exchange => {
-                    if !matches!(outcome, Err(Broken::Connection(_))) {
-                        self.lock().heard = Instant::now();
-                    }
-                    return outcome;
-                }
-                () = sleep_until(heard + silence) => {
-                    if self.lock().heard <= heard {
-                        return Err(Broken::Connection(io::Error::new(
-                            io::ErrorKind::TimedOut,
-                            "the connection brings nothing any more",
-                        )));
-                    }
-                }
+            sleep_until(heard + silence).await;
+            if self.lock().heard <= heard {
+                return;
             }
         }
     }
 
-    /// Waits until the far end gives no sign of life, though it should, since the connection had carried `before`.
-    async fn goes_deaf(&self, mut before: Option<Traffic>, least: Duration) {
-        while let Some(earlier) = before {
-            sleep(least.max(earlier.round_trip * DEAF_ROUND_TRIPS)).await;
-            before = self.session.traffic();
-            let is_deaf =
-                |now: Traffic| now.received == earlier.received && now.sent > earlier.sent;
-            if before.is_some_and(is_deaf) {
+    /// Waits until the far end gives no sign of life for as long as `least` at least, though it should, since the connection
+    /// had carried `before`.
+    ///
+    /// What it has had less than half of that time to acknowledge is not held against it.
+    async fn goes_deaf(&self, before: Option<Traffic>, least: Duration) {
+        let mut hearing = before.map(Hearing::from);
+        while let Some(heard) = &mut hearing {
+            sleep(least.max(heard.earlier.round_trip * DEAF_ROUND_TRIPS) / 2).await;
+            let Some(now) = self.session.traffic() else {
+                break;
+            };
+            if heard.is_deaf(now) {
                 return;
             }
         }
@@ -340,12 +354,38 @@ impl<S> Live<S> {
     }
 }
 
+/// What a connection had carried at the last look, and at the one before that.
+struct Hearing {
+    earlier: Traffic,
+    last: Option<Traffic>,
+}
+
+impl Hearing {
+    /// Whether nothing has come since the look before the last one, though something had been sent by the last one.
+    fn is_deaf(&mut self, now: Traffic) -> bool {
+        let Some(last) = self.last.replace(now) else {
+            return false;
+        };
+        let earlier = mem::replace(&mut self.earlier, last);
+        last.sent > earlier.sent && now.received == earlier.received
+    }
+}
+
+impl From<Traffic> for Hearing {
+    fn from(earlier: Traffic) -> Self {
+        Self {
+            earlier,
+            last: None,
+        }
+    }
+}
+
 /// An exchange that goes on for a while, if it is not over, when this is dropped.
 struct Pending<S: Session> {
     exchange: Option<BoxFuture<'static, Result<Bytes, Broken>>>,
     live: Arc<Live<S>>,
     /// How long it goes on: until then a connection that is dead is known to be.
-    silence: Duration,
+    patience: Duration,
 }
 
 impl<S: Session> Drop for Pending<S> {
@@ -353,13 +393,13 @@ impl<S: Session> Drop for Pending<S> {
         let Some(exchange) = self.exchange.take() else {
             return;
         };
-        let (live, silence) = (Arc::clone(&self.live), self.silence);
+        let (live, patience) = (Arc::clone(&self.live), self.patience);
         if live.lock().in_flight > MAX_FORSAKEN {
             return;
         }
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move {
-                if let Ok(Err(Broken::Connection(error))) = timeout(silence, exchange).await {
+                if let Ok(Err(Broken::Connection(error))) = timeout(patience, exchange).await {
                     trace!(%error, "connection to an upstream ended");
                     live.end();
                 }
@@ -524,6 +564,47 @@ mod tests {
         upstream.patience.deaf = Duration::from_millis(5);
         Arc::get_mut(&mut upstream.open).unwrap().traffic = |looks| Some(traffic(looks, looks));
         assert!(ask(&upstream, "slow.example.").await.is_ok());
+        assert_eq!(upstream.open.opened(), 1);
+    }
+
+    #[test]
+    fn a_connection_is_deaf_only_where_what_was_sent_could_be_acknowledged_and_was_not() {
+        for (looks, deaf_at) in [
+            // What was sent, and what had come, each half window.
+            (&[(0, 0), (1, 0), (1, 0)][..], Some(2)),
+            (&[(0, 0), (0, 0), (1, 0), (1, 1), (1, 1)], None),
+            (&[(0, 0), (0, 0), (1, 0), (1, 0)], Some(3)),
+            (&[(0, 0), (1, 1), (2, 1), (2, 2), (3, 2), (3, 3)], None),
+            (&[(1, 1), (1, 1), (1, 1), (1, 1)], None),
+            (&[(0, 0), (1, 1), (2, 1), (3, 1)], Some(3)),
+        ] {
+            let mut looks_then = looks
+                .iter()
+                .map(|&(sent, received)| traffic(sent, received));
+            let mut hearing = Hearing::from(looks_then.next().unwrap());
+            let found = looks_then.position(|now| hearing.is_deaf(now));
+            assert_eq!(found.map(|it| it + 1), deaf_at, "{looks:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_query_that_nobody_waits_for_any_more_leaves_a_connection_that_lives_alone() {
+        let mut upstream = upstream(|_, query| {
+            if query.windows(4).any(|it| it == b"slow") {
+                return Answer::Silence;
+            }
+            Answer::Reply(testing::reply_of(query, 1))
+        });
+        upstream.patience.silence = Duration::from_millis(20);
+        Arc::get_mut(&mut upstream.open).unwrap().traffic =
+            |looks| Some(traffic(looks.min(2), looks.min(2)));
+        let hasty = timeout(Duration::from_millis(1), ask(&upstream, "slow.example.")).await;
+        assert!(hasty.is_err());
+        let live = upstream.live().await.unwrap();
+        while live.lock().in_flight > 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert!(ask(&upstream, "next.example.").await.is_ok());
         assert_eq!(upstream.open.opened(), 1);
     }
 
