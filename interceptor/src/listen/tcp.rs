@@ -80,7 +80,13 @@ impl ConnectionListener {
 
     /// Takes the connections that the kernel has completed already.
     fn take_the_rest(&self, service: &Arc<dyn Service>) {
-        while let Ok((socket, client)) = SockRef::from(&self.listener).accept() {
+        loop {
+            let (socket, client) = match SockRef::from(&self.listener).accept() {
+                Ok(accepted) => accepted,
+                // This client has left (accept(2)); others may be behind it.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(_) => return,
+            };
             let stream = socket
                 .set_nonblocking(true)
                 .and_then(|()| TcpStream::from_std(socket.into()));
