@@ -3,6 +3,8 @@
 //! User information, paths and the values of unknown parameters can be tokens. Errors reach logs, so that they are left out
 //! of all of them alike; the file and line, or the flag, say which URL it is.
 
+use std::net::Ipv6Addr;
+
 use super::encrypted_url::{DEFAULT_PATH, PARAMETERS, TEMPLATE};
 
 /// What stands for what is left out.
@@ -21,8 +23,8 @@ pub(super) fn redacted(text: &str) -> String {
         return format!("{scheme}{HIDDEN}");
     }
     let authority = match authority.rsplit_once('@') {
-        Some((_, host)) => format!("{HIDDEN}@{host}"),
-        None => authority.to_owned(),
+        Some((_, host)) => format!("{HIDDEN}@{}", shown_host(host)),
+        None => shown_host(authority),
     };
     let (rest, fragment) = split_before(rest, &['#']);
     let (path, query) = split_before(rest, &['?']);
@@ -45,6 +47,20 @@ pub(super) fn shown_path(path: &str) -> String {
     match path {
         "" | "/" | DEFAULT_PATH => path.to_owned(),
         _ => format!("/{HIDDEN}"),
+    }
+}
+
+/// A host with its port; what is no port may be the password of a user whose host was forgotten.
+fn shown_host(text: &str) -> String {
+    if text.parse::<Ipv6Addr>().is_ok() {
+        return text.to_owned();
+    }
+    let (address, rest) = text.split_at(text.rfind(']').map_or(0, |end| end + 1));
+    match rest.split_once(':') {
+        Some((host, port)) if !port.bytes().all(|octet| octet.is_ascii_digit()) => {
+            format!("{address}{host}:{HIDDEN}")
+        }
+        _ => text.to_owned(),
     }
 }
 
@@ -115,6 +131,11 @@ mod tests {
                 "https://…@dns.example:8443/",
             ),
             ("https://me:S3/CR3T@dns.example", "https://…"),
+            ("https://me:S3CR3T/", "https://me:…/"),
+            ("me:S3CR3T", "me:…"),
+            ("tls://[2001:db8::1]:853", "tls://[2001:db8::1]:853"),
+            ("tls://[2001:db8::1]:S3CR3T", "tls://[2001:db8::1]:…"),
+            ("2001:db8::1", "2001:db8::1"),
             ("dns.example/S3CR3T", "dns.example/…"),
             ("https:/dns.example/S3CR3T", "https:/…"),
             ("https://dns.example\\S3CR3T", "https://dns.example/…"),
@@ -130,7 +151,7 @@ mod tests {
         fn no_token_is_shown_whatever_is_right_or_wrong_about_its_url(
             start in "(udp|tcp|tls|https|h3|quic|http|htps|HTTPS)://|",
             user in prop::option::of("[!$-.0-<>@-Z^-~]{0,3}S3CR3T[!$-.0-<>@-Z^-~]{0,3}@"),
-            host in "(192\\.0\\.2\\.1|\\[::1\\]|dns\\.example|8\\.8\\.8)(:[0-9]{1,6})?",
+            host in "(192\\.0\\.2\\.1|\\[::1\\]|dns\\.example|8\\.8\\.8)(:([0-9]{1,6}|S3CR3T))?",
             path in "/[!$-<>-~]{0,3}S3CR3T[!$-<>-~]{0,3}",
             query in "(\\?(pool=2&)?([a-z]{1,8}q=S3CR3T|S3CR3T)?(&pool=[0-9]{1,2})?)?",
             fragment in "(#[ -~]{0,6})?",
