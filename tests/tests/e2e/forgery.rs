@@ -61,7 +61,7 @@ fn names_are_asked_in_random_letter_case_and_replies_in_another_are_nobodys() ->
             vec![forged, right]
         }
     })?;
-    let (_scratch, daemon) = randomizing(&lab, &["udp://192.0.2.54"])?;
+    let (_scratch, daemon) = randomizing(&lab, &["udp://192.0.2.54"], "10s", "20s")?;
 
     for number in 0..8 {
         let answer = lab.dig(&format!("+short @10.30.30.30 {}", long_name(number)))?;
@@ -95,7 +95,7 @@ fn a_server_that_folds_letter_case_is_asked_again_and_then_another_one_is() -> R
         reply.into_iter().collect()
     })?;
 
-    let (_scratch, mut alone) = randomizing(&lab, &["udp://192.0.2.54"])?;
+    let (_scratch, mut alone) = randomizing(&lab, &["udp://192.0.2.54"], "400ms", "4s")?;
     let reply = lab.dig(&format!("@10.30.30.30 {}", long_name(0)))?;
     assert!(reply.contains("status: SERVFAIL"), "{reply}");
     assert!(reply.contains("EDE: 2"), "{reply}");
@@ -103,7 +103,7 @@ fn a_server_that_folds_letter_case_is_asked_again_and_then_another_one_is() -> R
     assert_eq!(alone.stop()?, 0);
 
     let upstreams = ["udp://192.0.2.54", "udp://192.0.2.54:5353"];
-    let (_scratch, _both) = randomizing(&lab, &upstreams)?;
+    let (_scratch, _both) = randomizing(&lab, &upstreams, "400ms", "4s")?;
     let answer = lab.dig(&format!("+short @10.30.30.30 {}", long_name(1)))?;
     assert_eq!(answer.trim(), Responder::FAR_ANSWER.to_string());
     Ok(())
@@ -142,11 +142,16 @@ fn sent(lab: &Lab, outside: &Capture, protocol: u8) -> Result<usize> {
 }
 
 /// The daemon with `upstreams`, names to which it writes in random letter case.
-fn randomizing(lab: &Lab, upstreams: &[&str]) -> Result<(Scratch, Daemon)> {
+fn randomizing(
+    lab: &Lab,
+    upstreams: &[&str],
+    attempt_timeout: &str,
+    deadline: &str,
+) -> Result<(Scratch, Daemon)> {
     let scratch = Scratch::new()?;
     let file = format!(
         "[dns]\nupstreams = {upstreams:?}\nrandomize_case = true\n\
-         attempt_timeout = \"400ms\"\ndeadline = \"4s\"\n"
+         attempt_timeout = {attempt_timeout:?}\ndeadline = {deadline:?}\n"
     );
     let path = scratch.write("interceptor.toml", file)?;
     let daemon = daemon(lab, &["--config", &path.display().to_string()])?;

@@ -430,11 +430,6 @@ fn thousands_of_idle_connections_are_bounded_and_lock_nobody_out() -> Result<()>
     Ok(())
 }
 
-/// A host with a resolver on one side and clients on the other.
-///
-/// ```text
-///   net 192.0.2.53 ── host ── client: 10.1.0.9 (private), 198.51.100.9 (public), fd01::9
-/// ```
 #[test]
 fn a_port_is_handed_from_all_addresses_to_one_and_back_and_no_query_is_lost() -> Result<()> {
     let stage = Stage::new()?;
@@ -466,6 +461,11 @@ fn a_port_is_handed_from_all_addresses_to_one_and_back_and_no_query_is_lost() ->
     Ok(())
 }
 
+/// A host with a resolver on one side and clients on the other.
+///
+/// ```text
+///   net 192.0.2.53 ── host ── client: 10.1.0.9 (private), 198.51.100.9 (public), fd01::9
+/// ```
 struct Stage {
     net: Arc<Namespace>,
     host: Arc<Namespace>,
