@@ -27,15 +27,24 @@ pub fn rounds(rounds: u32) -> u32 {
 }
 
 /// Polls `probe` until it gives a value; after [`patience`] the error says that `what` did not happen.
-pub fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> Result<T> {
-    let deadline = Instant::now() + patience();
+pub fn until<T>(what: &str, probe: impl FnMut() -> Option<T>) -> Result<T> {
+    until_within(patience(), what, probe)
+}
+
+/// The same for what must not take longer than `limit`.
+pub fn until_within<T>(
+    limit: Duration,
+    what: &str,
+    mut probe: impl FnMut() -> Option<T>,
+) -> Result<T> {
+    let deadline = Instant::now() + limit;
     let mut pause = Duration::from_millis(2);
     loop {
         if let Some(value) = probe() {
             return Ok(value);
         }
         if Instant::now() >= deadline {
-            bail!("waited {} s in vain: {what}", patience().as_secs());
+            bail!("waited {} s in vain: {what}", limit.as_secs());
         }
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(100));

@@ -9,7 +9,7 @@ use lab::dns::Query;
 use lab::{
     Authority, CLIENT_V4, Capture, Daemon, Deed, EncryptedServer, Identity, Lab, PEER_V4, Process,
     QuicProtocol, QuicResponder, Responder, Routing, ServerSoftware, TlsResponder, dns,
-    interceptor, until,
+    interceptor, patience, until, until_within,
 };
 use rustls::ProtocolVersion;
 
@@ -905,9 +905,9 @@ impl Stage {
         Ok(())
     }
 
-    /// Asks until there is an answer, for another name each time.
+    /// Asks until there is an answer, for another name each time; a daemon whose upstream is back soon notices.
     fn wait_until_answered(&self) -> Result<()> {
-        until("the upstream answers again", || {
+        until_within(patience() / 6, "the upstream answers again", || {
             self.assert_answered("+notcp").ok()
         })
     }

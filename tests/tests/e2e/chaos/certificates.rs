@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lab::{Authority, Identity, Transport};
 
-use super::{Holdings, NAME, Stage, answer};
+use super::{DEADLINE, Holdings, NAME, Stage, answer};
 
 #[test]
 fn no_query_goes_to_an_expired_certificate() -> Result<()> {
@@ -51,7 +51,7 @@ fn refused_until_mended(
     });
     let servers = start(&wrong)?;
     let daemon = stage.daemon_with(&routes)?;
-    let before = Holdings::of(&daemon)?;
+    let before = Holdings::of(&daemon, DEADLINE)?;
 
     stage.assert_all_failed("refused", &Transport::ENCRYPTED)?;
     for (server, transport) in servers.iter().zip(Transport::ENCRYPTED) {

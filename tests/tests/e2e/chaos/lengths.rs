@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use lab::dns;
 use lab::{Act, Transport, until};
 
-use super::{FORGED, Holdings, Outcome, Stage, answer, is_about, right};
+use super::{DEADLINE, FORGED, Holdings, Outcome, Stage, answer, is_about, right};
 
 #[test]
 fn answers_of_65535_octets_arrive_whole_over_every_transport_that_can_carry_them() -> Result<()> {
@@ -34,7 +34,7 @@ fn answers_of_65535_octets_arrive_whole_over_every_transport_that_can_carry_them
         );
     }
 
-    let held = Holdings::of(&daemon)?;
+    let held = Holdings::of(&daemon, DEADLINE)?;
     for transport in transports {
         for _ in 0..3 {
             let name = stage.name("longest", transport.scheme());
@@ -65,7 +65,7 @@ fn replies_without_end_cost_their_query_and_nothing_else() -> Result<()> {
     })?;
     let daemon = stage.daemon(&Transport::ALL, &[])?;
     stage.assert_all_answered("warm", &Transport::ALL)?;
-    let before = Holdings::of(&daemon)?;
+    let before = Holdings::of(&daemon, DEADLINE)?;
 
     for word in ["flood", "drip"] {
         stage.assert_all_failed(word, &Transport::ALL)?;
@@ -87,7 +87,7 @@ fn a_connection_that_brings_only_what_nobody_asked_for_is_closed() -> Result<()>
         ]
     })?;
     let daemon = stage.daemon(&transports, &[])?;
-    let before = Holdings::of(&daemon)?;
+    let before = Holdings::of(&daemon, DEADLINE)?;
 
     for transport in transports {
         let outcome = stage.ask("first", transport.scheme())?;

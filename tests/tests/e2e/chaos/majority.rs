@@ -4,7 +4,7 @@ use anyhow::Result;
 use lab::dns::{self, ResponseCode};
 use lab::{Act, Transport, until};
 
-use super::{Holdings, Outcome, Stage, answer};
+use super::{GROUP_DEADLINE, Holdings, Outcome, Stage, answer};
 
 #[test]
 fn one_upstream_of_three_that_always_fails_is_noticed_and_no_client_is_failed() -> Result<()> {
@@ -29,7 +29,7 @@ fn one_upstream_of_three_that_always_fails_is_noticed_and_no_client_is_failed() 
         for _ in 0..10 {
             assert_eq!(stage.ask("any", "group")?, Outcome::Answered, "{strategy}");
         }
-        let held = Holdings::of(&daemon)?;
+        let held = Holdings::of(&daemon, GROUP_DEADLINE)?;
         for _ in 0..10 {
             assert_eq!(stage.ask("any", "group")?, Outcome::Answered, "{strategy}");
         }

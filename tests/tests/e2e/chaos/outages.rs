@@ -7,7 +7,7 @@ use std::thread;
 use anyhow::{Context as _, Result};
 use lab::{EncryptedServer, ScriptedServer, ServerSoftware, Transport, dns, until};
 
-use super::{Act, Holdings, Outcome, SERVER, Stage, answer, is_about, right};
+use super::{Act, DEADLINE, Holdings, Outcome, SERVER, Stage, answer, is_about, right};
 
 #[test]
 fn upstreams_killed_in_the_middle_of_queries_are_asked_again_when_they_are_back() -> Result<()> {
@@ -52,7 +52,7 @@ fn queries_whose_connection_is_cut_before_or_within_the_reply_are_answered_on_an
     })?;
     let daemon = stage.daemon(&Transport::CONNECTED, &[])?;
     stage.assert_all_answered("warm", &Transport::CONNECTED)?;
-    let before = Holdings::of(&daemon)?;
+    let before = Holdings::of(&daemon, DEADLINE)?;
 
     for word in ["cut", "within"] {
         stage.assert_all_answered(word, &Transport::CONNECTED)?;
@@ -90,7 +90,7 @@ fn in_a_drizzle_of_resets_every_client_gets_the_answer_or_an_explained_failure()
     let _servers = stage.servers(&Transport::ALL, answer)?;
     let daemon = stage.daemon(&Transport::ALL, &[])?;
     stage.assert_all_answered("warm", &Transport::ALL)?;
-    let before = Holdings::of(&daemon)?;
+    let before = Holdings::of(&daemon, DEADLINE)?;
 
     filter(
         &stage,
@@ -136,7 +136,7 @@ fn real_servers_killed_in_the_middle_of_queries_are_asked_again_when_they_are_ba
         for name in names {
             assert!(asked(name, "A")?.contains("status: NOERROR"));
         }
-        let before = Holdings::of(&daemon)?;
+        let before = Holdings::of(&daemon, DEADLINE)?;
 
         // What stands behind it says nothing, so that it owes replies when it is killed; where nothing does, it
         // hears no queries.
@@ -196,7 +196,7 @@ fn outlives(
     let mut servers = stage.servers(&Transport::ALL, hold_or_answer)?;
     let daemon = stage.daemon(&Transport::ALL, &[])?;
     stage.assert_all_answered("warm", &Transport::ALL)?;
-    let before = Holdings::of(&daemon)?;
+    let before = Holdings::of(&daemon, DEADLINE)?;
 
     thread::scope(|scope| {
         let held = scope.spawn(|| stage.assert_all_failed("hold", &Transport::ALL));

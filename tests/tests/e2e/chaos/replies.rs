@@ -6,7 +6,7 @@ use anyhow::Result;
 use lab::dns;
 use lab::{Act, Transport};
 
-use super::{FORGED, Holdings, Outcome, Stage, answer, is_about, right};
+use super::{DEADLINE, FORGED, Holdings, Outcome, Stage, answer, is_about, right};
 
 /// What a server may send in place of a reply, and how it is made of a reply that would be believed.
 const FORGERIES: [(&str, Forge); 12] = [
@@ -94,7 +94,7 @@ fn forgeries_alone_are_explained_failures_and_another_upstream_has_the_answer() 
 
     let mut daemon = stage.daemon(&Transport::ALL, &[])?;
     stage.assert_all_answered("warm", &Transport::ALL)?;
-    let before = Holdings::of(&daemon)?;
+    let before = Holdings::of(&daemon, DEADLINE)?;
     let words = FORGERIES.map(|(word, _)| word);
     stage.assert_each_failed(&words, &Transport::ALL)?;
     stage.wait_until_answered(&Transport::ALL)?;
@@ -121,7 +121,7 @@ fn late_replies_are_nobodys() -> Result<()> {
     })?;
     let daemon = stage.daemon(&Transport::ALL, &[])?;
     stage.assert_all_answered("warm", &Transport::ALL)?;
-    let before = Holdings::of(&daemon)?;
+    let before = Holdings::of(&daemon, DEADLINE)?;
 
     stage.assert_all_failed("late", &Transport::ALL)?;
     // The late ones come while these are asked and answered; what each says belongs to its own name.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use lab::{Capture, ImpairedPath, Impairment, Transport};
 
-use super::{Holdings, Outcome, SERVER_V4, Stage, answer, assert_hidden};
+use super::{DEADLINE, Holdings, Outcome, SERVER_V4, Stage, answer, assert_hidden};
 
 /// The client's address on the way to the servers.
 const CLIENT: std::net::Ipv4Addr = std::net::Ipv4Addr::new(192, 0, 2, 2);
@@ -17,7 +17,7 @@ fn over_a_path_that_loses_a_third_and_delays_the_rest_clients_get_answers_or_exp
     let _servers = stage.servers(&Transport::ALL, answer)?;
     let daemon = stage.daemon(&Transport::ALL, &[])?;
     stage.assert_all_answered("warm", &Transport::ALL)?;
-    let before = Holdings::of(&daemon)?;
+    let before = Holdings::of(&daemon, DEADLINE)?;
 
     let bad = Impairment {
         loss_percent: 30,
