@@ -151,7 +151,7 @@ fn many_queries_at_once_are_all_answered_by_a_server_that_takes_a_hundred_a_conn
         let stage = Stage::with_server(ServerSoftware::Hickory)?;
         let _daemon = stage.daemon(&[&stage.url(scheme, ""), "--no-cache"])?;
         let socket = stage.lab.client.udp_to(Lab::dns_v4())?;
-        socket.set_read_timeout(Some(lab::patience()))?;
+        socket.set_read_timeout(Some(patience()))?;
 
         for round in 0..12 {
             let numbers = (0..AT_ONCE).map(|number| round * AT_ONCE + number);
