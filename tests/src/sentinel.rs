@@ -44,7 +44,7 @@ impl Sentinel {
                 "port {port}\nbind {address}\nprotected-mode no\ndir {folder}\n\
                  sentinel monitor {name} {} {} 1\n\
                  sentinel down-after-milliseconds {name} 500\n\
-                 sentinel failover-timeout {name} 2000\n{lines}\n",
+                 sentinel failover-timeout {name} 20000\n{lines}\n",
                 master.ip(),
                 master.port()
             ),
