@@ -91,7 +91,8 @@ fn what_comes_while_every_frame_waits_for_the_daemon_is_counted() -> Result<()> 
 
     assert!(missed()? > 0);
     let answer = lab.dig("+short +tries=5 @10.30.30.30 www.example.test")?;
-    assert_eq!(answer, "192.0.2.80\n");
+    // The first tries may meet a ring that is full still, of which dig tells.
+    assert!(answer.ends_with("192.0.2.80\n"), "{answer}");
     let text = daemon.ask(&["status"])?;
     assert!(text.contains(" missed\n"), "{text}");
     Ok(())
