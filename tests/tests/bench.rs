@@ -87,13 +87,7 @@ fn a_full_disk_is_told_before_anything_is_measured() {
 #[test]
 fn an_interrupted_run_keeps_a_report_that_says_so_and_leaves_no_namespace() {
     let scratch = Scratch::new().unwrap();
-    let mut run = Run(bench()
-        .args(["tunnel", "--quick", "--out"])
-        .arg(scratch.path(""))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap());
+    let mut run = Run::start(&["tunnel"], &scratch.path(""), Stdio::null()).unwrap();
     let pid = run.0.id();
     while namespaces_of(pid).len() < 4 {
         assert!(run.0.try_wait().unwrap().is_none(), "it ended by itself");
@@ -122,8 +116,8 @@ fn a_peer_that_is_not_installed_is_told_and_the_others_are_measured() {
     }
 
     let output = bench()
-        .args(["answer", "--quick", "--only", "null", "--only", "unbound"])
-        .arg("--out")
+        .args(TWO_SUBJECTS)
+        .args(["--quick", "--out"])
         .arg(scratch.path("report"))
         .env("PATH", programs)
         .output()
@@ -150,14 +144,7 @@ fn a_peer_that_is_not_installed_is_told_and_the_others_are_measured() {
 #[test]
 fn a_peer_that_crashes_is_told_and_the_others_are_measured() {
     let scratch = Scratch::new().unwrap();
-    let mut run = Run(bench()
-        .args(["answer", "--quick", "--only", "null", "--only", "unbound"])
-        .arg("--out")
-        .arg(scratch.path("report"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap());
+    let mut run = Run::start(&TWO_SUBJECTS, &scratch.path("report"), Stdio::null()).unwrap();
     let pid = run.0.id();
     let unbound = loop {
         assert!(run.0.try_wait().unwrap().is_none(), "it ended by itself");
@@ -185,14 +172,7 @@ fn a_peer_that_crashes_is_told_and_the_others_are_measured() {
 fn an_interrupted_run_keeps_what_it_has_measured_and_leaves_no_process() {
     for signal in [Signal::SIGHUP, Signal::SIGTERM] {
         let scratch = Scratch::new().unwrap();
-        let mut run = Run(bench()
-            .args(["answer", "--quick", "--only", "null", "--only", "unbound"])
-            .arg("--out")
-            .arg(scratch.path("report"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap());
+        let mut run = Run::start(&TWO_SUBJECTS, &scratch.path("report"), Stdio::piped()).unwrap();
         let pid = run.0.id();
         let mut stderr = BufReader::new(run.0.stderr.take().unwrap());
         let mut line = String::new();
@@ -221,15 +201,7 @@ fn an_interrupted_run_keeps_what_it_has_measured_and_leaves_no_process() {
 #[test]
 fn what_a_killed_run_leaves_is_removed_by_the_next() {
     let scratch = Scratch::new().unwrap();
-    let start = || {
-        Run(bench()
-            .args(["tunnel", "--quick", "--out"])
-            .arg(scratch.path(""))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap())
-    };
+    let start = || Run::start(&["tunnel"], &scratch.path(""), Stdio::null()).unwrap();
     let mut first = start();
     let killed = first.0.id();
     while namespaces_of(killed).is_empty() {
@@ -352,10 +324,25 @@ fn namespaces_of(pid: u32) -> Vec<String> {
     names.filter(|name| name.contains(&mark)).collect()
 }
 
+/// A suite, and two of its subjects alone.
+const TWO_SUBJECTS: [&str; 5] = ["answer", "--only", "null", "--only", "unbound"];
+
 /// A run that is ended with the test.
 struct Run(Child);
 
 impl Run {
+    /// A quick run of what `arguments` say, with its report in `folder`.
+    fn start(arguments: &[&str], folder: &Path, stderr: Stdio) -> Result<Self> {
+        let child = bench()
+            .args(arguments)
+            .args(["--quick", "--out"])
+            .arg(folder)
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn();
+        Ok(Self(child?))
+    }
+
     fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(self.0.id().try_into()?);
         Ok(kill(pid, signal)?)
