@@ -38,7 +38,7 @@ use crate::config::Config;
 use crate::control::{BindError, ControlSocket};
 use crate::listen::{Inherited, Listeners};
 use crate::service::Service;
-use crate::{control, dns};
+use crate::{control, dns, kernel};
 use backend::DaemonBackend;
 use data_plane::{DataPlane, Pulse};
 use interception::{Groundwork, Host, HostEvent, Interception};
@@ -66,6 +66,7 @@ pub async fn run(config: Config, inherited: Inherited, reloads: Reloads) -> Resu
     let serving = socket.map(|socket| tokio::spawn(control::serve(socket, backend, stop.clone())));
     info!(version = env!("CARGO_PKG_VERSION"), "ready");
     notify(&[NotifyState::Ready]);
+    kernel::release_unused();
 
     let outcome = daemon.follow(&mut signals, &reloader).await;
 

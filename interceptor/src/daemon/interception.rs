@@ -19,8 +19,8 @@ use super::taps::Taps;
 use crate::bypass::Bypass;
 use crate::config::Config;
 use crate::dns::{self, AnswerSink};
+use crate::kernel::Kernel;
 use crate::kernel::answers::Answers;
-use crate::kernel::{self, Kernel};
 use crate::net::{Link, LinkEvent, LinkWatch, RouteWatch, links};
 use crate::netstack;
 use crate::reader::{self, Device, Opened, Reader};
@@ -171,7 +171,6 @@ impl Groundwork {
             interception.state_answers();
         }
         interception.review().await;
-        kernel::release_unused();
         Ok(Host::new(interception, uses, links, routes))
     }
 }
