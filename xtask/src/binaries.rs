@@ -17,39 +17,38 @@ pub(crate) struct TestBinary {
     pub(crate) path: PathBuf,
 }
 
-/// The daemon.
+/// The daemon, as it ships.
 pub(crate) fn daemon(release: bool) -> anyhow::Result<PathBuf> {
-    build("interceptor", "interceptor", release)
+    build(&["interceptor"], "interceptor", release)
 }
 
-/// The demonstration.
-pub(crate) fn demo() -> anyhow::Result<PathBuf> {
-    build("interceptor-tests", "demo", false)
+/// The daemon and the demonstration.
+pub(crate) fn daemon_and_demo() -> anyhow::Result<(PathBuf, PathBuf)> {
+    // With the features that both ask for, so that what they share is built once.
+    let packages = ["interceptor", "interceptor-tests"];
+    let demo = build(&packages, "demo", false)?;
+    Ok((build(&packages, "interceptor", false)?, demo))
 }
 
 /// The benchmark.
 pub(crate) fn bench() -> anyhow::Result<PathBuf> {
-    build("interceptor-tests", "bench", true)
+    build(&["interceptor-tests"], "bench", true)
 }
 
-/// The test binaries of the packages: those of their libraries and those of their `tests` folders.
-pub(crate) fn tests(packages: &[&str]) -> anyhow::Result<Vec<TestBinary>> {
+/// The daemon and every test binary. What they share is built once, with the features that any of them asks for.
+pub(crate) fn daemon_and_tests() -> anyhow::Result<(PathBuf, Vec<TestBinary>)> {
     let mut cargo = command::cargo();
-    cargo.current_dir(workspace::root()?).args([
-        "test",
-        "--no-run",
-        "--locked",
-        "--message-format=json-render-diagnostics",
-    ]);
-    for package in packages {
-        cargo.args(["--package", package]);
-    }
+    cargo
+        .current_dir(workspace::root()?)
+        .args(["build", "--workspace", "--bins", "--tests", "--locked"])
+        .arg("--message-format=json-render-diagnostics");
     let messages = command::output(cargo.stderr(Stdio::inherit()))?;
-    messages
+    let tests = messages
         .lines()
         .map(|message| serde_json::from_str(message).context("cannot read what cargo prints"))
         .filter_map(|message| message.map(|message| test_binary(&message)).transpose())
-        .collect()
+        .collect::<anyhow::Result<_>>()?;
+    Ok((workspace::target()?.join("debug/interceptor"), tests))
 }
 
 fn test_binary(message: &Value) -> Option<TestBinary> {
@@ -65,16 +64,14 @@ fn test_binary(message: &Value) -> Option<TestBinary> {
     })
 }
 
-fn build(package: &str, binary: &str, release: bool) -> anyhow::Result<PathBuf> {
+fn build(packages: &[&str], binary: &str, release: bool) -> anyhow::Result<PathBuf> {
     let mut cargo = command::cargo();
-    cargo.current_dir(workspace::root()?).args([
-        "build",
-        "--locked",
-        "--package",
-        package,
-        "--bin",
-        binary,
-    ]);
+    cargo
+        .current_dir(workspace::root()?)
+        .args(["build", "--locked", "--bin", binary]);
+    for package in packages {
+        cargo.args(["--package", package]);
+    }
     if release {
         cargo.arg("--release");
     }

@@ -13,8 +13,7 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     packages::ensure(&packages::LAB, "the demo")?;
-    let daemon = binaries::daemon(false)?;
-    let demo = binaries::demo()?;
+    let (daemon, demo) = binaries::daemon_and_demo()?;
     let mut demo_as_root = command::as_root("env");
     demo_as_root
         .arg(format!("INTERCEPTOR_BIN={}", daemon.display()))

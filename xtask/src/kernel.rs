@@ -75,8 +75,8 @@ pub(crate) fn test(
         .iter()
         .map(|series| package::ensure(series, &folder))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let daemon = binaries::daemon(false)?;
-    let suites = suites()?;
+    let (daemon, built) = binaries::daemon_and_tests()?;
+    let suites = suites(&built)?;
 
     let at_once = thread::available_parallelism().map_or(1, usize::from);
     let mut failures = Vec::new();
@@ -103,8 +103,7 @@ pub(crate) fn test(
     Ok(())
 }
 
-fn suites() -> anyhow::Result<Vec<(TestBinary, &'static [&'static str])>> {
-    let built = binaries::tests(&["interceptor", "interceptor-tests"])?;
+fn suites(built: &[TestBinary]) -> anyhow::Result<Vec<(TestBinary, &'static [&'static str])>> {
     SUITES
         .iter()
         .map(|(name, chosen)| {

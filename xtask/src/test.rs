@@ -26,7 +26,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         return kernel::test(&options.kernel, options.filter.as_deref(), &options.args);
     }
     packages::ensure(&packages::LAB, "the tests")?;
-    let daemon = binaries::daemon(false)?;
+    let (daemon, _) = binaries::daemon_and_tests()?;
     let mut tests = command::cargo();
     tests
         .current_dir(workspace::root()?)
