@@ -106,9 +106,10 @@ fn qemu(kernel: &Kernel, image: &Path, console: &Path, code: &Path) -> anyhow::R
 }
 
 /// A panic or an oops ends the machine. The time-stamp counter is left alone: emulated, its frequency is measured wrong
-/// on a busy host, and the machine's clock would run several times too fast.
+/// on a busy host, and the machine's clock would run several times too fast. Memory is not cleared more than it must be,
+/// which emulated processors are slow at.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 oops=panic nowatchdog mitigations=off no_timer_check tsc=unstable \
-                                clocksource=hpet random.trust_cpu=on";
+                                clocksource=hpet random.trust_cpu=on init_on_alloc=0 transparent_hugepage=madvise";
 
 struct Watch {
     child: Child,

@@ -223,6 +223,16 @@ const DOH: [Case; 1] = [Case::encrypted("DoH upstream")];
 const DOT_FAR: [Case; 1] = [Case::far("DoT upstream, 10 ms away")];
 const DOH_FAR: [Case; 1] = [Case::far("DoH upstream, 10 ms away")];
 
+/// What is measured over every plain transport.
+const EVERYWHERE: [Metric; 6] = [
+    LATENCY_50,
+    LATENCY_99,
+    LATENCY_999,
+    THROUGHPUT,
+    COST,
+    GENERATOR,
+];
+
 const PLAIN: [Case; 4] = [
     Case {
         name: "UDP, IPv4",
@@ -247,14 +257,7 @@ const PLAIN: [Case; 4] = [
         name: "UDP, IPv6",
         transport: Transport::Udp,
         v6: true,
-        metrics: &[
-            LATENCY_50,
-            LATENCY_99,
-            LATENCY_999,
-            THROUGHPUT,
-            COST,
-            GENERATOR,
-        ],
+        metrics: &EVERYWHERE,
         loads: &[(4, 4), (4, 16), (4, 64)],
         cost: (4, 8),
     },
@@ -278,14 +281,7 @@ const PLAIN: [Case; 4] = [
         name: "TCP, a connection a query",
         transport: Transport::TcpEach,
         v6: false,
-        metrics: &[
-            LATENCY_50,
-            LATENCY_99,
-            LATENCY_999,
-            THROUGHPUT,
-            COST,
-            GENERATOR,
-        ],
+        metrics: &EVERYWHERE,
         loads: &[(4, 1), (16, 1)],
         cost: (16, 1),
     },
