@@ -1,5 +1,7 @@
 //! `test`: every test there is, as root, then the fuzz targets.
 
+use std::thread;
+
 use clap::Args;
 
 use crate::kernel::Series;
@@ -21,12 +23,16 @@ pub(crate) struct Options {
     pub(crate) args: Vec<String>,
 }
 
+/// How many tests run at once, for each processor: most of their time they wait.
+const AT_ONCE: usize = 3;
+
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if !options.kernel.is_empty() {
         return kernel::test(&options.kernel, options.filter.as_deref(), &options.args);
     }
     packages::ensure(&packages::LAB, "the tests")?;
     let (daemon, _) = binaries::daemon_and_tests()?;
+    let processors = thread::available_parallelism().map_or(1, usize::from);
     let mut tests = command::cargo();
     tests
         .current_dir(workspace::root()?)
@@ -34,7 +40,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         .args(&options.filter)
         .arg("--")
         .args(&options.args)
-        .env("INTERCEPTOR_BIN", daemon);
+        .env("INTERCEPTOR_BIN", daemon)
+        .env("RUST_TEST_THREADS", (AT_ONCE * processors).to_string());
     if !command::is_root() {
         tests.env(runner_variable(&workspace::host_triple()?), "sudo -E");
     }
