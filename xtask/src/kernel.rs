@@ -32,8 +32,8 @@ struct Suite {
 }
 
 /// Left out is what has the kernel do nothing that it does not do for others: command lines and files, messages, TCP
-/// connections, pings, upstreams, memory in user space. The second reader has its own tests, and those of wg-quick through
-/// it. An emulated processor takes six seconds for a test, and there is a quarter of an hour.
+/// connections, pings, upstreams, memory in user space. The second reader has its own tests, and a full tunnel's. An
+/// emulated processor takes four seconds for a test, and there is a quarter of an hour.
 const SUITES: [Suite; 5] = [
     Suite::all("classifier"),
     Suite::all("kernel_answers"),
@@ -71,13 +71,14 @@ const SUITES: [Suite; 5] = [
             "lifecycle::sigterm",
             "lifecycle::what_is_in_flight",
             "readers::a_reader_that_does_not_exist",
+            "readers::busy_polling",
             "readers::check_tells",
             "rules::rules_that_cannot_be",
         ],
     },
     Suite {
         name: "e2e_af_xdp",
-        chosen: &["answers::dig", "device::", "ways::wg_quick"],
+        chosen: &["answers::dig", "device::", "ways::wg_quick_with_a_full"],
         left_out: &["device::the_reader_that_was_asked_for"],
     },
 ];

@@ -106,10 +106,11 @@ fn qemu(kernel: &Kernel, image: &Path, console: &Path, code: &Path) -> anyhow::R
 }
 
 /// A panic or an oops ends the machine. The time-stamp counter is left alone: emulated, its frequency is measured wrong
-/// on a busy host, and the machine's clock would run several times too fast. Memory is not cleared more than it must be,
-/// which emulated processors are slow at.
+/// on a busy host, and the machine's clock would run several times too fast. Memory is not cleared more than it must be. Every process has
+/// its program and libraries at the same addresses, for which the emulator keeps what it has translated; without that, it
+/// translates them anew for each, which takes longer than running most.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 oops=panic nowatchdog mitigations=off no_timer_check tsc=unstable \
-                                clocksource=hpet random.trust_cpu=on init_on_alloc=0 transparent_hugepage=madvise";
+                                clocksource=hpet random.trust_cpu=on init_on_alloc=0 transparent_hugepage=madvise norandmaps";
 
 struct Watch {
     child: Child,
