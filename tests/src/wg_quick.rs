@@ -16,7 +16,7 @@ use crate::scratch::Scratch;
 use crate::topology::{FAR_V4, PEER_V4, PEER_V6, RESOLVER_V4, RESOLVER_V6, connect};
 use crate::unbound::Unbound;
 use crate::wait::until;
-use crate::wireguard::{CONTROL_SOCKETS, FarEnd, Key, unique_name};
+use crate::wireguard::{CONTROL_SOCKETS, FarEnd, Key, unique_name, userspace_implementation};
 
 /// What stands in wg-quick's configuration file.
 #[derive(Clone, Copy, Debug)]
@@ -168,7 +168,10 @@ impl WgQuick {
         command
             .arg(action)
             .arg(self.scratch.path(&format!("{}.conf", self.interface)))
-            .env("WG_QUICK_USERSPACE_IMPLEMENTATION", "wireguard-go")
+            .env(
+                "WG_QUICK_USERSPACE_IMPLEMENTATION",
+                userspace_implementation(),
+            )
             // With a level it would keep its output open in the background.
             .env_remove("LOG_LEVEL");
         output_of(command)?;

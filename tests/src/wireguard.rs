@@ -231,6 +231,15 @@ impl Drop for End {
     }
 }
 
+/// The program that makes a WireGuard interface for wg-quick where the kernel does not: one that fails, where
+/// `LAB_WIREGUARD` says that the kernel does.
+pub(crate) fn userspace_implementation() -> &'static str {
+    match env::var(CHOICE).as_deref() {
+        Ok("kernel") => "false",
+        _ => "wireguard-go",
+    }
+}
+
 /// Whether the kernel makes WireGuard interfaces: what `LAB_WIREGUARD` says (`kernel` or `go`), otherwise
 /// found out by making one.
 fn kernel_has_wireguard(namespace: &Namespace) -> Result<bool> {

@@ -45,7 +45,24 @@ pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
 
 /// The cargo that runs this program.
 pub(crate) fn cargo() -> Command {
-    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    forget_own_package(&mut cargo);
+    cargo
+}
+
+/// Keeps from another cargo what ours says of this package: build scripts that look at it would run again, and all that
+/// depends on them, whenever somebody builds without this program in between.
+pub(crate) fn forget_own_package(command: &mut Command) {
+    for (name, _) in env::vars_os() {
+        let is_ours = |name: &str| {
+            ["CARGO_MANIFEST_", "CARGO_PKG_"]
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
+        };
+        if name.to_str().is_some_and(is_ours) {
+            command.env_remove(&name);
+        }
+    }
 }
 
 /// The program as root, with this process's environment where sudo's policy allows.

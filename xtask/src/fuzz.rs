@@ -45,6 +45,7 @@ pub(crate) fn run(filter: Option<&str>) -> anyhow::Result<()> {
     let folder = workspace::target()?.join("fuzz");
     let cargo_fuzz = |action: &str| {
         let mut command = Command::new(&cargo_fuzz);
+        command::forget_own_package(&mut command);
         command
             .current_dir(&root)
             .args([action, "--fuzz-dir", "tests/fuzz"]);

@@ -4,11 +4,12 @@ mod image;
 mod machine;
 mod package;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{IsTerminal as _, stdout};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
+use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 
@@ -20,7 +21,7 @@ use package::Kernel;
 pub(crate) use package::Series;
 
 /// What the machines are made with, beside what the lab runs.
-const NEEDED: [&str; 4] = ["busybox-static", "kmod", "qemu-system-x86", "xz-utils"];
+const NEEDED: [&str; 3] = ["kmod", "qemu-system-x86", "xz-utils"];
 
 /// A test binary that runs inside.
 struct Suite {
@@ -109,27 +110,41 @@ pub(crate) fn test(
     packages::ensure(&packages::LAB, "the tests")?;
     packages::ensure(&NEEDED, "other kernels")?;
     let folder = workspace::target()?.join("kernels");
-    let kernels = series
-        .iter()
-        .map(|series| package::ensure(series, &folder))
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let _alone = alone(&folder)?;
+    let busybox = package::busybox(&folder)?;
+    let mut kernels = Vec::new();
+    for series in series {
+        let kernel = package::ensure(series, &folder)?;
+        // Two series may mean the same kernel.
+        if !kernels.contains(&kernel) {
+            kernels.push(kernel);
+        }
+    }
     let (daemon, built) = binaries::daemon_and_tests()?;
     let suites = suites(&built)?;
 
     let at_once = thread::available_parallelism().map_or(1, usize::from);
     let mut failures = Vec::new();
+    let began = Instant::now();
     for group in kernels.chunks(at_once) {
         // Started by this thread, with which they end whatever ends it.
         let machines = group
             .iter()
             .map(|kernel| {
                 let script = script(&suites, &daemon, filter, arguments)?;
-                boot(kernel, &folder, &script)
+                boot(kernel, &folder, &busybox, &script)
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
         for (kernel, machine) in group.iter().zip(machines) {
             eprintln!("     Testing Linux {}", kernel.release);
-            if let Err(error) = machine.follow() {
+            let outcome = machine.follow();
+            eprintln!(
+                "     Tested Linux {}, {} s after the start",
+                kernel.release,
+                began.elapsed().as_secs()
+            );
+            if let Err(error) = outcome {
                 eprintln!("error: Linux {}: {error:#}", kernel.release);
                 failures.push(kernel.release.as_str());
             }
@@ -152,11 +167,26 @@ fn suites(built: &[TestBinary]) -> anyhow::Result<Vec<(&'static Suite, PathBuf)>
         .collect()
 }
 
-fn boot(kernel: &Kernel, folder: &Path, script: &str) -> anyhow::Result<Machine> {
+/// Waits until nobody else uses the folder with the kernels and their machines' files, and keeps others out.
+fn alone(folder: &Path) -> anyhow::Result<File> {
+    let path = folder.join("lock");
+    let lock = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    if lock.try_lock().is_err() {
+        eprintln!(
+            "     Waiting for another run to end, which holds {}",
+            path.display()
+        );
+        lock.lock()
+            .with_context(|| format!("cannot lock {}", path.display()))?;
+    }
+    Ok(lock)
+}
+
+fn boot(kernel: &Kernel, folder: &Path, busybox: &Path, script: &str) -> anyhow::Result<Machine> {
     let scratch = folder.join("runs").join(&kernel.release);
     fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
     let image = scratch.join("initramfs");
-    image::write(&image, kernel, &shared()?, script)?;
+    image::write(&image, kernel, busybox, &shared()?, script)?;
     Machine::start(kernel, &image, &scratch)
 }
 
@@ -185,6 +215,8 @@ fn script(
             quoted(&daemon.display().to_string())
         ),
         format!("export LAB_PATIENCE={PATIENCE}"),
+        // Without a fallback to another implementation, which would go unnoticed.
+        "export LAB_WIREGUARD=kernel".to_owned(),
         format!("cd {}", quoted(&tests.display().to_string())),
         "ip link set lo up".to_owned(),
         // Its device file comes with it.
@@ -202,13 +234,12 @@ fn script(
             format!("--test-threads={THREADS}"),
             format!("--color={color}"),
         ];
-        match filter {
-            Some(filter) => words.push(filter.to_owned()),
-            None => {
-                words.extend(suite.chosen.iter().map(|&word| word.to_owned()));
-                let left_out = suite.left_out.iter().map(|word| format!("--skip={word}"));
-                words.extend(left_out);
-            }
+        if let Some(filter) = filter {
+            words.push(filter.to_owned());
+        } else {
+            words.extend(suite.chosen.iter().map(|&word| word.to_owned()));
+            let left_out = suite.left_out.iter().map(|word| format!("--skip={word}"));
+            words.extend(left_out);
         }
         words.extend(arguments.iter().cloned());
         let words = words.iter().map(|word| quoted(word)).collect::<Vec<_>>();

@@ -9,8 +9,8 @@ use crate::{binaries, command, fuzz, kernel, packages, workspace};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Run what asks the kernel something on Debian's newest kernel of this series instead, such as 6.1, in a virtual
-    /// machine; may be given several times.
+    /// Run what asks the kernel something on Debian's kernel of this series instead, such as 6.1, in a virtual machine: the
+    /// newest when it is first asked for, which is kept; may be given several times.
     #[arg(long, value_name = "SERIES")]
     pub(crate) kernel: Vec<Series>,
     /// Leave the fuzz targets out.

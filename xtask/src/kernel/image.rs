@@ -18,10 +18,12 @@ const MODULES: [&str; 5] = [
     "overlay",
 ];
 
-/// Writes the file system to `path`: `kernel` will see `shared` folders at the same place and run `script`.
+/// Writes the file system to `path`: `kernel` will see `shared` folders at the same place and run `script`. `busybox` is
+/// a binary that needs no libraries.
 pub(crate) fn write(
     path: &Path,
     kernel: &Kernel,
+    busybox: &Path,
     shared: &[PathBuf],
     script: &str,
 ) -> anyhow::Result<()> {
@@ -31,7 +33,8 @@ pub(crate) fn write(
     ] {
         archive.folder(folder);
     }
-    let busybox = fs::read(BUSYBOX).with_context(|| format!("cannot read {BUSYBOX}"))?;
+    let busybox =
+        fs::read(busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
     archive.file("bin/busybox", 0o755, &busybox);
 
     let mut order = String::new();
@@ -136,8 +139,6 @@ impl Archive {
         self.bytes.resize(length, 0);
     }
 }
-
-const BUSYBOX: &str = "/bin/busybox";
 
 #[cfg(test)]
 mod tests {

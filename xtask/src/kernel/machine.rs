@@ -12,8 +12,9 @@ use anyhow::{Context as _, bail};
 
 use crate::kernel::package::Kernel;
 
-/// How long a machine may print nothing, neither the tests nor the kernel, before it counts as hung. The test runner
-/// prints at the end of a test and after its first minute.
+/// How long a machine may print nothing before it counts as hung: the kernel until the tests begin, and the tests from then
+/// on, because a kernel that is stuck may complain for ever. The test runner prints at the end of a test and after its
+/// first minute.
 const SILENCE: Duration = Duration::from_mins(10);
 
 /// How many of the console's last lines are shown.
@@ -106,9 +107,9 @@ fn qemu(kernel: &Kernel, image: &Path, console: &Path, code: &Path) -> anyhow::R
 }
 
 /// A panic or an oops ends the machine. The time-stamp counter is left alone: emulated, its frequency is measured wrong
-/// on a busy host, and the machine's clock would run several times too fast. Memory is not cleared more than it must be. Every process has
-/// its program and libraries at the same addresses, for which the emulator keeps what it has translated; without that, it
-/// translates them anew for each, which takes longer than running most.
+/// on a busy host, and the machine's clock would run several times too fast. Memory is not cleared more than it must be.
+/// Every process has its program and libraries at the same addresses, for which the emulator keeps what it has translated;
+/// without that, it translates them anew for each, which takes longer than running most.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 oops=panic nowatchdog mitigations=off no_timer_check tsc=unstable \
                                 clocksource=hpet random.trust_cpu=on init_on_alloc=0 transparent_hugepage=madvise norandmaps";
 
@@ -126,9 +127,11 @@ impl Watch {
 
         let mut heard = Instant::now();
         let mut console = 0;
+        let mut have_begun = false;
         loop {
             match chunks.recv_timeout(Duration::from_secs(1)) {
                 Ok(chunk) => {
+                    have_begun = true;
                     heard = Instant::now();
                     // Kept running when nobody follows.
                     let _ = self.printed.send(chunk);
@@ -137,7 +140,7 @@ impl Watch {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             let length = fs::metadata(&self.console).map_or(0, |file| file.len());
-            if length != console {
+            if length != console && !have_begun {
                 console = length;
                 heard = Instant::now();
             }

@@ -1,6 +1,7 @@
 //! Debian's kernel packages: found by apt, downloaded and unpacked into the target directory, never installed.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -39,7 +40,7 @@ impl Series {
 }
 
 /// An unpacked kernel.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Kernel {
     /// What `uname -r` says there, such as `6.1.0-56-amd64`.
     pub(crate) release: String,
@@ -110,19 +111,123 @@ pub(crate) fn ensure(series: &Series, folder: &Path) -> anyhow::Result<Kernel> {
     if let Some(release) = newest(series, downloaded(folder)) {
         return Ok(Kernel::at(&release, folder));
     }
-    if let Ok(kernel) = fetch(series, folder) {
-        return Ok(kernel);
-    }
-    // The lists may be missing, or name a package that a newer one has replaced.
-    command::run(command::as_root("apt-get").args(["update", "--quiet"]))?;
-    fetch(series, folder)
+    let work = Work::begin(folder)?;
+    let package_of = |release: &str| format!("{PREFIX}{release}");
+    let version = series.0.replace('.', "[.]");
+    let first = newest(series, offered(&version)?);
+    let known = first.and_then(|it| Some((work.download(&package_of(&it)).ok()?, it)));
+    let (archive, release) = if let Some(found) = known {
+        found
+    } else {
+        update()?;
+        let release = newest(series, offered(&version)?).with_context(|| unknown(series))?;
+        (work.download(&package_of(&release))?, release)
+    };
+    let unpacked = work.unpack(&archive)?;
+    let unpacked_kernel = Kernel {
+        release: release.clone(),
+        root: unpacked.clone(),
+    };
+    let modules = unpacked_kernel.module_root();
+    command::run(tool("depmod").arg("--basedir").arg(modules).arg(&release))?;
+    let kernel = Kernel::at(&release, folder);
+    work.end(&unpacked, &kernel.root)?;
+    Ok(kernel)
 }
 
-fn fetch(series: &Series, folder: &Path) -> anyhow::Result<Kernel> {
-    let release = newest(series, offered(series)?)
-        .with_context(|| format!("apt offers no kernel of the series {}", series.0))?;
-    download(&release, folder)?;
-    Ok(Kernel::at(&release, folder))
+/// A busybox that needs no libraries. Its package is not installed, because it would have to replace the ordinary one.
+pub(crate) fn busybox(folder: &Path) -> anyhow::Result<PathBuf> {
+    const PACKAGE: &str = "busybox-static";
+    let place = folder.join(PACKAGE);
+    let find = || {
+        // Newer packages have no files in /bin.
+        let files = ["bin/busybox", "usr/bin/busybox"].map(|file| place.join(file));
+        files.into_iter().find(|file| file.is_file())
+    };
+    if let Some(found) = find() {
+        return Ok(found);
+    }
+    let work = Work::begin(folder)?;
+    let archive = work.download(PACKAGE).or_else(|_| {
+        update()?;
+        work.download(PACKAGE)
+    })?;
+    let unpacked = work.unpack(&archive)?;
+    work.end(&unpacked, &place)?;
+    find().with_context(|| format!("{PACKAGE} has no busybox"))
+}
+
+/// The lists may be missing, or name a package that a newer one has replaced.
+fn update() -> anyhow::Result<()> {
+    command::run(command::as_root("apt-get").args(["update", "--quiet"]))
+}
+
+/// What to say of a series that apt does not offer.
+fn unknown(series: &Series) -> String {
+    let releases = offered("[0-9]").unwrap_or_default();
+    let all: BTreeSet<_> = releases
+        .iter()
+        .filter_map(|release| match numbers(release).as_slice() {
+            [major, minor, ..] => Some((*major, *minor)),
+            _ => None,
+        })
+        .collect();
+    let all: Vec<_> = all
+        .iter()
+        .map(|(major, minor)| format!("{major}.{minor}"))
+        .collect();
+    if all.is_empty() {
+        return "apt offers no kernels; its sources should have Debian's main".to_owned();
+    }
+    format!(
+        "apt offers no kernel of the series {}, but {}",
+        series.0,
+        all.join(", ")
+    )
+}
+
+/// Where a package is downloaded and unpacked before it is put into its place.
+struct Work(PathBuf);
+
+impl Work {
+    fn begin(folder: &Path) -> anyhow::Result<Self> {
+        let work = folder.join("download");
+        // What an interrupted download left.
+        let _ = fs::remove_dir_all(&work);
+        fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
+        Ok(Self(work))
+    }
+
+    fn download(&self, package: &str) -> anyhow::Result<PathBuf> {
+        let Self(work) = self;
+        let mut apt = Command::new("apt-get");
+        apt.current_dir(work).args(["download", "--quiet", package]);
+        if command::is_root() {
+            // Otherwise apt complains that its own user cannot write here.
+            apt.args(["--option", "APT::Sandbox::User=root"]);
+        }
+        command::run(&mut apt)?;
+        fs::read_dir(work)?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .with_context(|| format!("apt downloaded no {package}"))
+    }
+
+    fn unpack(&self, archive: &Path) -> anyhow::Result<PathBuf> {
+        let Self(work) = self;
+        let unpacked = work.join("unpacked");
+        let mut dpkg = Command::new("dpkg-deb");
+        command::run(dpkg.arg("--extract").arg(archive).arg(&unpacked))?;
+        Ok(unpacked)
+    }
+
+    fn end(self, unpacked: &Path, place: &Path) -> anyhow::Result<()> {
+        let Self(work) = self;
+        fs::rename(unpacked, place)
+            .with_context(|| format!("cannot move {} into place", unpacked.display()))?;
+        fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))
+    }
 }
 
 fn downloaded(folder: &Path) -> Vec<String> {
@@ -136,8 +241,9 @@ fn downloaded(folder: &Path) -> Vec<String> {
         .collect()
 }
 
-fn offered(series: &Series) -> anyhow::Result<Vec<String>> {
-    let pattern = format!("^{PREFIX}{}.*{SUFFIX}$", series.0.replace('.', "[.]"));
+/// The releases that apt offers whose version begins as a regular expression says.
+fn offered(version: &str) -> anyhow::Result<Vec<String>> {
+    let pattern = format!("^{PREFIX}{version}.*{SUFFIX}$");
     let names =
         command::output(Command::new("apt-cache").args(["search", "--names-only", &pattern]))?;
     Ok(releases(&names))
@@ -175,36 +281,6 @@ fn numbers(release: &str) -> Vec<u64> {
         .split(|character: char| !character.is_ascii_digit())
         .filter_map(|number| number.parse().ok())
         .collect()
-}
-
-fn download(release: &str, folder: &Path) -> anyhow::Result<()> {
-    let package = format!("{PREFIX}{release}");
-    let work = folder.join("download");
-    // What an interrupted download left.
-    let _ = fs::remove_dir_all(&work);
-    fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
-    let mut apt = Command::new("apt-get");
-    apt.current_dir(&work)
-        .args(["download", "--quiet", &package]);
-    if command::is_root() {
-        // Otherwise apt complains that its own user cannot write here.
-        apt.args(["--option", "APT::Sandbox::User=root"]);
-    }
-    command::run(&mut apt)?;
-
-    let archive = fs::read_dir(&work)?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .with_context(|| format!("apt downloaded no {package}"))?;
-    let unpacked = work.join(release);
-    let mut dpkg = Command::new("dpkg-deb");
-    command::run(dpkg.arg("--extract").arg(&archive).arg(&unpacked))?;
-    let modules = Kernel::at(release, &work).module_root();
-    command::run(tool("depmod").arg("--basedir").arg(modules).arg(release))?;
-    fs::rename(&unpacked, folder.join(release))
-        .with_context(|| format!("cannot move {} into place", unpacked.display()))?;
-    fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))
 }
 
 /// The files that `modprobe --show-depends` would insert.
