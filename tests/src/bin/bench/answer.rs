@@ -30,12 +30,26 @@ generator's processor. A server may close a TCP connection when it thinks fit: w
 again, and what is open is asked again and counts from the first time; `connections made again` tells how often. `CPU` \
 is the processor time per answer of all threads and children of the subject, and of its BPF programs wherever they run \
 (BPF statistics are on for this figure only), in a closed loop with 32 queries in flight. The kernel's work is charged \
-to whoever makes it: a subject pays for sending its replies up to the client's socket, not for the queries' way to its \
-own; time in interrupts that disturb it is charged too. The client's processor time is not counted.";
+to whoever makes it, which leaves out different things of different subjects: whoever answers from user space pays for \
+sending replies up to the client's socket, and not for the queries' way to its own; what the kernel answers for \
+`interceptor` is carried to that socket within the client's system call, and of that only the program's run time counts. \
+Time in interrupts that disturb a subject is charged to it. `CPU, all processors` leaves nothing out: it is what the machine \
+does in the same time, in whichever context, for each answer: of the client, of the subject, of the authority, and of \
+interrupts; what it does while nobody asks, measured just before, is subtracted. The client's own share is the same \
+whoever answers, so that subjects differ by what serving takes altogether.";
 
 /// About how long it takes.
 pub(crate) fn expected(effort: Effort) -> Duration {
-    serving::expected(Way::Plain, subjects(effort).len(), false, effort)
+    serving::expected(&suite(effort), effort)
+}
+
+fn suite(effort: Effort) -> Suite {
+    Suite {
+        name: NAME,
+        names: names::Kind::Known,
+        subjects: subjects(effort),
+        way: Way::Plain,
+    }
 }
 
 fn subjects(effort: Effort) -> Vec<Subject> {
@@ -50,12 +64,5 @@ fn subjects(effort: Effort) -> Vec<Subject> {
 }
 
 pub(crate) fn run(bench: &mut Bench) -> Result<()> {
-    let suite = Suite {
-        name: NAME,
-        names: names::Kind::Known,
-        subjects: subjects(bench.effort()),
-        way: Way::Plain,
-        all_processors: false,
-    };
-    measure(&suite, bench)
+    measure(&suite(bench.effort()), bench)
 }

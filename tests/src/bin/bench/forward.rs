@@ -34,38 +34,49 @@ const ENCRYPTED: [Way; 4] = [
 
 /// About how long it takes.
 pub(crate) fn expected(effort: Effort) -> Duration {
-    // Beside the peers: interceptor, and the authority or the round trip.
-    let of = |way| serving::expected(way, peers(way).count() + 2, false, effort);
-    of(Way::Plain) + ENCRYPTED.into_iter().map(of).sum::<Duration>()
+    suites()
+        .iter()
+        .map(|suite| serving::expected(suite, effort))
+        .sum()
 }
 
-pub(crate) fn run(bench: &mut Bench) -> Result<()> {
-    forward(Way::Plain, Subject::Authority, bench)?;
-    for way in ENCRYPTED {
-        if bench.interrupted() {
-            return Ok(());
-        }
-        for subject in incapable(way) {
-            if bench.wants(subject.name()) {
-                let reason = format!("not capable{}", way.suffix());
-                bench.results.remark(NAME, subject.name(), &reason);
-            }
-        }
-        forward(way, Subject::RoundTrip, bench)?;
-    }
-    Ok(())
+/// One for each way, plain UDP first.
+fn suites() -> Vec<Suite> {
+    let mut suites = vec![suite(Way::Plain, Subject::Authority)];
+    suites.extend(ENCRYPTED.map(|way| suite(way, Subject::RoundTrip)));
+    suites
 }
 
-/// Measures everybody who can go this way, and who has nobody before it.
-fn forward(way: Way, direct: Subject, bench: &mut Bench) -> Result<()> {
+/// Everybody who can go this way, and who has nobody before it.
+fn suite(way: Way, direct: Subject) -> Suite {
     let mut subjects = vec![direct, Subject::Interceptor(VARIANTS[0])];
     subjects.extend(peers(way));
-    let suite = Suite {
+    Suite {
         name: NAME,
         names: names::Kind::Unique,
         subjects,
         way,
-        all_processors: false,
-    };
-    measure(&suite, bench)
+    }
+}
+
+pub(crate) fn run(bench: &mut Bench) -> Result<()> {
+    for suite in suites() {
+        if bench.interrupted() {
+            return Ok(());
+        }
+        if suite.way != Way::Plain {
+            remark_incapable(suite.way, bench);
+        }
+        measure(&suite, bench)?;
+    }
+    Ok(())
+}
+
+fn remark_incapable(way: Way, bench: &mut Bench) {
+    for subject in incapable(way) {
+        if bench.wants(subject.name()) {
+            let reason = format!("not capable{}", way.suffix());
+            bench.results.remark(NAME, subject.name(), &reason);
+        }
+    }
 }

@@ -18,8 +18,7 @@ pub(crate) const NAME: &str = "reader";
 pub(crate) const METHOD: &str = "\
 The daemon with one reader and with the other, in all cases of `answer` and with its method: 1,000 names that have been \
 asked for before, and no answers in the kernel, so that every query takes the reader's way. `CPU` is that of the daemon; a reader may leave part of its work to whoever \
-sends. `CPU, all processors` is what the machine does in the same time, in whichever context, for each answer: of the \
-client, of the daemon, and of interrupts; what it does while nobody asks, measured just before, is subtracted. \
+sends, which is in `CPU, all processors`. \
 `idle CPU` is the processor time of the daemon while nobody asks it anything, in percent of one \
 processor, over ten seconds (a quick run: three) after one in which it settles; `memory` is what is resident then \
 (VmRSS). A reader that is not to be had here is named above.";
@@ -40,19 +39,20 @@ const READERS: [Variant; 2] = [
 /// About how long it takes.
 pub(crate) fn expected(effort: Effort) -> Duration {
     let idle = START + SETTLING + idle_for(effort);
-    serving::expected(Way::Plain, READERS.len(), true, effort)
-        + idle * (READERS.len() * idle_rounds(effort)) as u32
+    serving::expected(&suite(), effort) + idle * (READERS.len() * idle_rounds(effort)) as u32
 }
 
-pub(crate) fn run(bench: &mut Bench) -> Result<()> {
-    let suite = Suite {
+fn suite() -> Suite {
+    Suite {
         name: NAME,
         names: names::Kind::Known,
         subjects: READERS.map(Subject::Interceptor).to_vec(),
         way: Way::Plain,
-        all_processors: true,
-    };
-    measure(&suite, bench)?;
+    }
+}
+
+pub(crate) fn run(bench: &mut Bench) -> Result<()> {
+    measure(&suite(), bench)?;
     idle(bench)
 }
 

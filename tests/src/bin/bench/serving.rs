@@ -25,8 +25,6 @@ pub(crate) struct Suite {
     pub(crate) subjects: Vec<Subject>,
     /// How they reach who knows the answers.
     pub(crate) way: Way,
-    /// Whether what a query costs all processors together is measured as well.
-    pub(crate) all_processors: bool,
 }
 
 /// All peers that can forward in this way, as subjects.
@@ -125,13 +123,8 @@ pub(crate) fn measure(suite: &Suite, bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// About how long [`measure`] takes with so many subjects, of whom none is a [`Subject::RoundTrip`].
-pub(crate) fn expected(
-    way: Way,
-    subjects: usize,
-    all_processors: bool,
-    effort: Effort,
-) -> Duration {
+/// About how long [`measure`] takes; a [`Subject::RoundTrip`], of which less is measured, counts as any other.
+pub(crate) fn expected(suite: &Suite, effort: Effort) -> Duration {
     let extent = Extent::of(effort);
     let of_case = |case: &Case| {
         let when = |metric, time| {
@@ -141,11 +134,6 @@ pub(crate) fn expected(
                 Duration::ZERO
             }
         };
-        let control = if all_processors {
-            extent.cost
-        } else {
-            Duration::ZERO
-        };
         WARM_UP
             + extent.latency
             + when(RATE_50, extent.rate)
@@ -154,10 +142,11 @@ pub(crate) fn expected(
                 DNSPERF,
                 DNSPERF_SET_UP + Duration::from_secs(extent.dnsperf.into()),
             )
-            + when(COST, extent.cost + control)
+            // As long before it, to see what else the machine has to do.
+            + when(COST, 2 * extent.cost)
     };
-    let each = START + cases(way).iter().map(of_case).sum::<Duration>();
-    STAGE + each * (extent.rounds * subjects) as u32
+    let each = START + cases(suite.way).iter().map(of_case).sum::<Duration>();
+    STAGE + each * (extent.rounds * suite.subjects.len()) as u32
 }
 
 /// How much is measured.
@@ -385,8 +374,7 @@ impl Table {
     fn lay(suite: &Suite, cases: &[Case], bench: &mut Bench) -> Self {
         let mut table = HashMap::new();
         for case in cases {
-            let more = suite.all_processors.then_some(&ALL_PROCESSORS);
-            for metric in case.metrics.iter().chain(more) {
+            for metric in case.metrics.iter().chain([&ALL_PROCESSORS]) {
                 for subject in &suite.subjects {
                     let series = bench.results.series(Label {
                         suite: suite.name,
@@ -520,11 +508,7 @@ impl Session<'_> {
     fn cost(&self, running: &Running, names: &mut Names, figures: &mut Figures) -> Result<()> {
         let _statistics = BpfStatistics::enable()?;
         let (clients, window) = self.case.cost;
-        let control = self
-            .suite
-            .all_processors
-            .then(|| self.others())
-            .transpose()?;
+        let control = self.others()?;
         let begin = cpu::Machine::read()?;
         let before = running.meter.read()?;
         let outcome = self.load(clients, window, self.extent.cost, names)?;
@@ -533,11 +517,8 @@ impl Session<'_> {
         ensure!(outcome.answered > 0, "no answers");
         let each = |seconds: f64| seconds * 1e6 / float(outcome.answered);
         figures.push((COST, each(spent.as_secs_f64())));
-        if let Some(control) = control {
-            let share = (end.busy_since(&begin) - control).max(0.0);
-            let seconds = share * end.seconds_since(&begin);
-            figures.push((ALL_PROCESSORS, each(seconds)));
-        }
+        let share = (end.busy_since(&begin) - control).max(0.0);
+        figures.push((ALL_PROCESSORS, each(share * end.seconds_since(&begin))));
         if self.subject == Subject::Null {
             figures.push((GENERATOR, each(outcome.cpu.as_secs_f64())));
         }
