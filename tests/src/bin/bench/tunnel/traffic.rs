@@ -151,7 +151,7 @@ pub(super) fn datagrams(path: &Path, time: Duration) -> Result<DatagramFigures> 
         Ok(DatagramFigures {
             thousands: outcome.arrived as f64 * 1e-3 / outcome.elapsed.as_secs_f64(),
             sending: median(outcome.costs).context("no full batch was sent")?,
-            lost: outcome.lost as f64 * 100.0 / outcome.sent as f64,
+            lost: outcome.lost as f64 * 100.0 / outcome.tally.sent as f64,
         })
     })
 }
@@ -199,12 +199,37 @@ fn count(socket: &UdpSocket, received: &AtomicU64, stop: &AtomicBool) {
 
 #[derive(Clone, Debug, Default)]
 struct Flow {
-    sent: u64,
+    tally: Tally,
+    /// While it lasted.
     arrived: u64,
     lost: u64,
     /// Nanoseconds a datagram, of each full batch.
     costs: Vec<f64>,
     elapsed: Duration,
+}
+
+/// What has become of the datagrams of a flow, when so many have arrived.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    sent: u64,
+    /// Those that are no longer waited for.
+    given_up: u64,
+}
+
+impl Tally {
+    /// Those that may still arrive. What was given up and turns up later makes this less than it is.
+    fn on_the_way(&self, arrived: u64) -> u64 {
+        self.sent.saturating_sub(self.given_up + arrived)
+    }
+
+    fn give_up(&mut self, arrived: u64) {
+        self.given_up += self.on_the_way(arrived);
+    }
+
+    /// Those that have not arrived, once nothing is waited for any more.
+    fn lost(&self, arrived: u64) -> u64 {
+        self.sent.saturating_sub(arrived)
+    }
 }
 
 fn send_datagrams(socket: &UdpSocket, received: &AtomicU64, time: Duration) -> Result<Flow> {
@@ -221,11 +246,9 @@ fn send_datagrams(socket: &UdpSocket, received: &AtomicU64, time: Duration) -> R
         if here > progress.0 {
             progress = (here, Instant::now());
         }
-        // What is lost and turns up later makes this less than it was.
-        let on_the_way = flow.sent.saturating_sub(flow.lost + here);
-        if on_the_way + BATCH as u64 > WINDOW {
+        if flow.tally.on_the_way(here) + BATCH as u64 > WINDOW {
             if progress.1.elapsed() > LOST {
-                flow.lost += on_the_way;
+                flow.tally.give_up(here);
             } else {
                 thread::sleep(Duration::from_micros(20));
             }
@@ -249,15 +272,16 @@ fn send_datagrams(socket: &UdpSocket, received: &AtomicU64, time: Duration) -> R
         if count == BATCH as u64 {
             flow.costs.push(spent.as_secs_f64() * 1e9 / BATCH as f64);
         }
-        flow.sent += count;
+        flow.tally.sent += count;
     }
     flow.elapsed = begin.elapsed();
     flow.arrived = arrived();
-    // Those still on the way belong to nobody.
+    // Those still on the way count for no rate, and are lost only if they never come.
     let deadline = Instant::now() + LOST;
-    while arrived() + flow.lost < flow.sent && Instant::now() < deadline {
+    while flow.tally.on_the_way(arrived()) > 0 && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(1));
     }
+    flow.lost = flow.tally.lost(arrived());
     Ok(flow)
 }
 
@@ -279,3 +303,35 @@ pub(super) const SETTLING: Duration = Duration::from_millis(150);
 /// What a turn takes beside its time: waiting for what is on the way, threads, processes that are looked for.
 pub(super) const LEFTOVERS: Duration = Duration::from_millis(50);
 const STUCK: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_never_arrives_is_lost_though_the_window_was_never_full() {
+        let tally = Tally {
+            sent: 10_000,
+            given_up: 0,
+        };
+
+        assert_eq!(tally.on_the_way(9_990), 10);
+        assert_eq!(tally.lost(9_990), 10);
+    }
+
+    #[test]
+    fn what_was_given_up_leaves_room_in_the_window_and_is_lost_only_if_it_never_comes() {
+        let mut tally = Tally {
+            sent: WINDOW,
+            given_up: 0,
+        };
+
+        tally.give_up(100);
+        assert_eq!(tally.on_the_way(100), 0);
+        tally.sent += 32;
+
+        assert_eq!(tally.on_the_way(110), 22);
+        assert_eq!(tally.lost(110), WINDOW + 32 - 110);
+        assert_eq!(tally.lost(tally.sent), 0);
+    }
+}
