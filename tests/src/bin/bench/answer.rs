@@ -20,7 +20,8 @@ authority. `null` is a responder of a few system calls: its figures are those of
 answers UDP in the kernel; `interceptor, user space` has that switched off and answers from memory. `CPU of the generator` is what the \
 generator itself spends on a query with that responder, in all other figures of processor time left out.
 
-Every answer is checked: id, question, response code, and the address. Without answer within a second a query is lost. \
+Every answer is checked: id, question, response code, and the address. Without answer within a second a query is lost, and its \
+latency is that second. \
 `latency` is closed loop with one query in flight: the next one is sent when one is answered. `latency at 2,000/s` \
 sends at fixed times and counts from the time at which the query was due, so that a stall is paid by every query that \
 it delays; the generator's own delay in waking up is part of it. `throughput` is the best of closed loops over \

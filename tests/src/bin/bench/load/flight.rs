@@ -113,7 +113,7 @@ impl Flight {
             if slot.waiting && slot.since.is_some_and(&too_late) {
                 slot.waiting = false;
                 self.free.push(number as u16);
-                outcome.lost += 1;
+                outcome.note_lost();
             }
         }
     }
@@ -125,7 +125,7 @@ const SLOT_BITS: u32 = 11;
 mod tests {
     use lab::dns;
 
-    use super::super::names::{Kind, host_address};
+    use super::super::names::{Kind, WILDCARD, host_address};
     use super::*;
 
     #[test]
@@ -163,5 +163,27 @@ mod tests {
 
         assert_eq!((outcome.answered, outcome.lost, outcome.stray), (0, 1, 1));
         assert!(!flight.is_empty());
+    }
+
+    #[test]
+    fn a_lost_query_has_waited_for_as_long_as_anybody_waits() {
+        let begin = Instant::now();
+        let mut flight = Flight::new(100);
+        let mut outcome = Outcome::until(begin + 4 * TIMEOUT);
+        let mut names = Names::new(Kind::Unique);
+
+        for number in 0..100 {
+            let slot = flight.launch(&mut names, begin).unwrap();
+            if number < 98 {
+                let reply = dns::address_reply(flight.message(slot), WILDCARD).unwrap();
+                let soon = begin + Duration::from_micros(50);
+                flight.land(&reply, soon, &mut outcome);
+            }
+        }
+        flight.expire(begin + 2 * TIMEOUT, &mut outcome);
+
+        assert_eq!((outcome.answered, outcome.lost), (98, 2));
+        assert!(outcome.latency(0.5) < 100.0);
+        assert!(outcome.latency(0.99) >= TIMEOUT.as_secs_f64() * 1e6);
     }
 }

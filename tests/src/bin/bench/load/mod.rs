@@ -75,7 +75,8 @@ pub(crate) struct Outcome {
     pub(crate) reconnections: u64,
     /// What was wrong first.
     pub(crate) example: Option<String>,
-    /// Of right answers, in nanoseconds.
+    /// In nanoseconds: of right answers, and of lost queries, which have waited for as long as anybody waits. Without
+    /// those, whoever drops what is late would have the best ones.
     pub(crate) latencies: Histogram<u64>,
     /// Processor time of the generator: asking, checking, keeping the time, and the kernel's share of that.
     pub(crate) cpu: Duration,
@@ -157,7 +158,7 @@ impl Outcome {
         float(self.in_time) / (self.end - self.begin).as_secs_f64()
     }
 
-    /// The latency, in microseconds, that a share of the answers (0 to 1) kept within.
+    /// The latency, in microseconds, that a share of the queries (0 to 1) kept within.
     pub(crate) fn latency(&self, share: f64) -> f64 {
         float(self.latencies.value_at_quantile(share)) / 1e3
     }
@@ -171,6 +172,12 @@ impl Outcome {
         self.answered += 1;
         self.in_time += u64::from(now <= self.end);
         self.latencies.saturating_record(latency.as_nanos() as u64);
+    }
+
+    fn note_lost(&mut self) {
+        self.lost += 1;
+        self.latencies
+            .saturating_record(flight::TIMEOUT.as_nanos() as u64);
     }
 
     fn note_wrong(&mut self, error: &anyhow::Error) {

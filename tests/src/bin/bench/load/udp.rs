@@ -95,7 +95,7 @@ pub(super) fn paced(plan: &Plan<'_>, rate: u32, names: &mut Names) -> Result<Out
             // A server so far behind that no slot is free has lost this one.
             match lane.flight.launch(names, due(sent)) {
                 Some(slot) => lane.to_send.push(slot),
-                None => outcome.lost += 1,
+                None => outcome.note_lost(),
             }
             sent += 1;
         }
