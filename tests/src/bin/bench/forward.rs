@@ -56,6 +56,7 @@ fn suite(way: Way, direct: Subject) -> Suite {
         names: names::Kind::Unique,
         subjects,
         way,
+        tails: false,
     }
 }
 

@@ -48,6 +48,7 @@ fn suite() -> Suite {
         names: names::Kind::Known,
         subjects: READERS.map(Subject::Interceptor).to_vec(),
         way: Way::Plain,
+        tails: false,
     }
 }
 

@@ -25,6 +25,8 @@ pub(crate) struct Suite {
     pub(crate) subjects: Vec<Subject>,
     /// How they reach who knows the answers.
     pub(crate) way: Way,
+    /// Whether so many queries are sent at fixed times that a full run has their p99.9.
+    pub(crate) tails: bool,
 }
 
 /// All peers that can forward in this way, as subjects.
@@ -135,8 +137,8 @@ pub(crate) fn expected(suite: &Suite, effort: Effort) -> Duration {
             }
         };
         WARM_UP
-            + extent.latency
-            + when(RATE_50, extent.rate)
+            + case.latency_time(&extent)
+            + when(RATE_50, case.rate_time(suite, &extent))
             + when(THROUGHPUT, extent.throughput * case.loads.len() as u32)
             + when(
                 DNSPERF,
@@ -154,6 +156,8 @@ struct Extent {
     rounds: usize,
     latency: Duration,
     rate: Duration,
+    /// Where that has to last for p99.9.
+    rate_with_tail: Duration,
     /// For each of several loads.
     throughput: Duration,
     cost: Duration,
@@ -168,14 +172,17 @@ impl Extent {
                 rounds: 1,
                 latency: Duration::from_millis(250),
                 rate: Duration::from_millis(250),
+                rate_with_tail: Duration::from_millis(250),
                 throughput: Duration::from_millis(200),
                 cost: Duration::from_millis(250),
                 dnsperf: 1,
             },
             Effort::Full => Self {
                 rounds: 5,
-                latency: Duration::from_millis(500),
+                // 10,000 queries in a row, of which 100 µs each may be.
+                latency: Duration::from_secs(1),
                 rate: Duration::from_millis(500),
+                rate_with_tail: Duration::from_secs(1) * 10_000 / RATE,
                 throughput: Duration::from_millis(300),
                 cost: Duration::from_millis(500),
                 dnsperf: 1,
@@ -189,6 +196,8 @@ struct Case {
     name: &'static str,
     transport: Transport<'static>,
     v6: bool,
+    /// Whether who knows the answers is at the end of a long way.
+    is_far: bool,
     metrics: &'static [Metric],
     /// Clients and queries in flight on each, from few to many.
     loads: &'static [(u16, u16)],
@@ -227,6 +236,7 @@ const PLAIN: [Case; 4] = [
         name: "UDP, IPv4",
         transport: Transport::Udp,
         v6: false,
+        is_far: false,
         metrics: &[
             LATENCY_50,
             LATENCY_99,
@@ -246,6 +256,7 @@ const PLAIN: [Case; 4] = [
         name: "UDP, IPv6",
         transport: Transport::Udp,
         v6: true,
+        is_far: false,
         metrics: &EVERYWHERE,
         loads: &[(4, 4), (4, 16), (4, 64)],
         cost: (4, 8),
@@ -254,6 +265,7 @@ const PLAIN: [Case; 4] = [
         name: "TCP, connections kept",
         transport: Transport::Tcp,
         v6: false,
+        is_far: false,
         metrics: &[
             LATENCY_50,
             LATENCY_99,
@@ -270,6 +282,7 @@ const PLAIN: [Case; 4] = [
         name: "TCP, a connection a query",
         transport: Transport::TcpEach,
         v6: false,
+        is_far: false,
         metrics: &EVERYWHERE,
         loads: &[(4, 1), (16, 1)],
         cost: (16, 1),
@@ -282,6 +295,7 @@ impl Case {
             name,
             transport: Transport::Udp,
             v6: false,
+            is_far: false,
             metrics: &[
                 LATENCY_50,
                 LATENCY_99,
@@ -302,7 +316,22 @@ impl Case {
     const fn far(name: &'static str) -> Self {
         Self {
             metrics: &[LATENCY_50],
+            is_far: true,
             ..Self::encrypted(name)
+        }
+    }
+
+    /// For how long queries are sent one at a time; of those that go a long way, few fit into a second.
+    fn latency_time(&self, extent: &Extent) -> Duration {
+        extent.latency * if self.is_far { 2 } else { 1 }
+    }
+
+    /// For how long queries are sent at fixed times.
+    fn rate_time(&self, suite: &Suite, extent: &Extent) -> Duration {
+        if suite.tails {
+            extent.rate_with_tail
+        } else {
+            extent.rate
         }
     }
 
@@ -462,7 +491,7 @@ impl Session<'_> {
     }
 
     fn latency(&self, names: &mut Names, figures: &mut Figures) -> Result<()> {
-        let outcome = self.load(1, 1, self.extent.latency, names)?;
+        let outcome = self.load(1, 1, self.case.latency_time(self.extent), names)?;
         percentiles([LATENCY_50, LATENCY_99, LATENCY_999], &outcome, figures);
         clean(&outcome).context("one in flight")
     }
@@ -472,7 +501,7 @@ impl Session<'_> {
             server: self.server,
             transport: self.transport,
             pace: Pace::Rate(RATE),
-            time: self.extent.rate,
+            time: self.case.rate_time(self.suite, self.extent),
         };
         let outcome = plan.run(&self.stage.client, names)?;
         percentiles([RATE_50, RATE_99, RATE_999], &outcome, figures);
@@ -591,12 +620,12 @@ impl Session<'_> {
     }
 }
 
-/// Without answers there is no latency, least of all one of zero.
-fn percentiles([p50, p99, p999]: [Metric; 3], outcome: &Outcome, figures: &mut Figures) {
-    if outcome.answered > 0 {
-        figures.push((p50, outcome.latency(0.5)));
-        figures.push((p99, outcome.latency(0.99)));
-        figures.push((p999, outcome.latency(0.999)));
+/// Those that mean something.
+fn percentiles(metrics: [Metric; 3], outcome: &Outcome, figures: &mut Figures) {
+    for (metric, share) in metrics.into_iter().zip([0.5, 0.99, 0.999]) {
+        if let Some(latency) = outcome.percentile(share) {
+            figures.push((metric, latency));
+        }
     }
 }
 
@@ -669,6 +698,13 @@ mod tests {
             let all = names(&mut peers(way)).len() + unable.len();
             assert_eq!(all, Software::ALL.len());
         }
+    }
+
+    #[test]
+    fn a_full_run_sends_enough_at_fixed_times_for_the_tail() {
+        let time = Extent::of(Effort::Full).rate_with_tail;
+
+        assert!(time.as_secs_f64() * f64::from(RATE) * (1.0 - 0.999) > 9.999);
     }
 
     #[test]

@@ -163,6 +163,15 @@ impl Outcome {
         float(self.latencies.value_at_quantile(share)) / 1e3
     }
 
+    /// The same where it means something: with fewer than [`BEYOND`] queries beyond it, it would be the accident of one
+    /// or two of them.
+    pub(crate) fn percentile(&self, share: f64) -> Option<f64> {
+        let beyond = float(self.latencies.len()) * (1.0 - share);
+        // What is 10 on paper is a little more or less in floating point.
+        let enough = self.answered > 0 && beyond > BEYOND - 1e-6;
+        enough.then(|| self.latency(share))
+    }
+
     /// Whether every query was answered rightly.
     pub(crate) fn is_clean(&self) -> bool {
         self.lost == 0 && self.wrong == 0 && self.answered > 0
@@ -185,6 +194,9 @@ impl Outcome {
         self.example.get_or_insert_with(|| format!("{error:#}"));
     }
 }
+
+/// Queries that have to be beyond a percentile.
+const BEYOND: f64 = 10.0;
 
 /// A count as a figure.
 #[expect(
@@ -298,6 +310,34 @@ mod tests {
         assert!(outcome.lost > 0 && outcome.answered == 0, "{outcome:?}");
         assert_eq!(outcome.reconnections, 0);
         Ok(())
+    }
+
+    #[test]
+    fn a_percentile_is_told_where_at_least_ten_queries_are_beyond_it() {
+        let of = |answers| {
+            let mut outcome = Outcome::until(Instant::now());
+            for _ in 0..answers {
+                outcome.note_answer(outcome.end, Duration::from_micros(50));
+            }
+            [0.5, 0.99, 0.999].map(|share| outcome.percentile(share).is_some())
+        };
+
+        assert_eq!(of(19), [false, false, false]);
+        assert_eq!(of(20), [true, false, false]);
+        assert_eq!(of(999), [true, false, false]);
+        assert_eq!(of(1_000), [true, true, false]);
+        assert_eq!(of(9_999), [true, true, false]);
+        assert_eq!(of(10_000), [true, true, true]);
+    }
+
+    #[test]
+    fn without_answers_there_is_no_latency_though_lost_queries_have_one() {
+        let mut outcome = Outcome::until(Instant::now());
+        for _ in 0..100 {
+            outcome.note_lost();
+        }
+
+        assert_eq!(outcome.percentile(0.5), None);
     }
 
     #[test]
