@@ -630,7 +630,7 @@ fn percentiles(metrics: [Metric; 3], outcome: &Outcome, figures: &mut Figures) {
 }
 
 /// An error that says what was not as it should be.
-fn clean(outcome: &Outcome) -> Result<()> {
+pub(crate) fn clean(outcome: &Outcome) -> Result<()> {
     if outcome.is_clean() {
         return Ok(());
     }
