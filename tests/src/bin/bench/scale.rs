@@ -33,8 +33,8 @@ is what becomes resident while 200,000 names are asked for, by that number, of t
 forwarder to the same authority. Clients are TCP connections that are kept, each with one query in flight; `[tcp] \
 max_connections` is 6,000. `idle CPU` is over ten seconds (a quick run: three). Over time: ten minutes (a quick run: twelve seconds) of a \
 daemon that answers everything in user space (`--kernel-cache off --cache-size 4MiB`, which the names that nobody \
-has asked for fill at once), in turn by UDP for known names, by UDP for new ones, and by TCP on kept connections, 64 \
-queries in flight; memory, answers, and what was lost or wrong are read at intervals. A load with a wrong answer or \
+has asked for fill at once), in turn by UDP for known names, by UDP for new ones, and by TCP on connections kept for a third of a second, each time \
+with 64 queries in flight; memory, answers, and what was lost or wrong are read at intervals. A load with a wrong answer or \
 without any, and with rules and names one with a loss, gives no figure and is told above.";
 
 const SUBJECT: &str = "interceptor";
@@ -249,7 +249,7 @@ fn names(bench: &mut Bench, stage: &mut Stage, extent: &Extent, progress: &mut P
             }
             let case = format!("{} names in memory", grouped(NAMES_OF_MEMORY as usize));
             progress.step(&format!("{}: {case}", subject.name()));
-            match memory_per_name(stage, subject) {
+            match memory_per_name(bench, stage, subject) {
                 Ok(bytes) => {
                     let label = label(&case, subject.name(), "memory per name", "B", Better::Lower);
                     let series = bench.results.series_of(label);
@@ -274,7 +274,7 @@ fn hits(
 ) -> Result<()> {
     let running = stage.start(KEEPERS[0])?;
     let mut names = Names::new(Kind::Many(count));
-    fill(stage, &running, count, &mut names)?;
+    fill(bench, stage, &running, count, &mut names)?;
     let (outcome, cost) = cost(&running, || {
         let udp = Transport::Udp;
         load(stage, &running, udp, (4, 8), 2 * extent.load, &mut names)
@@ -285,21 +285,29 @@ fn hits(
     Ok(())
 }
 
-fn memory_per_name(stage: &mut Stage, subject: Subject) -> Result<f64> {
+fn memory_per_name(bench: &Bench, stage: &mut Stage, subject: Subject) -> Result<f64> {
     let running = stage.start(subject)?;
     let mut names = Names::new(Kind::Many(NAMES_OF_MEMORY));
     // What is taken once, for the first queries, is no name's.
-    fill(stage, &running, WARMING_NAMES, &mut names)?;
+    fill(bench, stage, &running, WARMING_NAMES, &mut names)?;
     let before = resident(&running)?;
-    fill(stage, &running, NAMES_OF_MEMORY - WARMING_NAMES, &mut names)?;
+    let rest = NAMES_OF_MEMORY - WARMING_NAMES;
+    fill(bench, stage, &running, rest, &mut names)?;
     let mebibytes = resident(&running)? - before;
-    Ok(mebibytes * 1_048_576.0 / f64::from(NAMES_OF_MEMORY - WARMING_NAMES))
+    Ok(mebibytes * 1_048_576.0 / f64::from(rest))
 }
 
-/// Asks for the next `count` names, and a few more.
-fn fill(stage: &Stage, running: &Running, count: u32, names: &mut Names) -> Result<()> {
+/// Asks for the next `count` names, and a few more; fails when interrupted.
+fn fill(
+    bench: &Bench,
+    stage: &Stage,
+    running: &Running,
+    count: u32,
+    names: &mut Names,
+) -> Result<()> {
     let (mut answered, mut silence) = (0, Silence::default());
     for _ in 0..FILLING_MAX {
+        anyhow::ensure!(!bench.interrupted(), "interrupted");
         let (udp, slice) = (Transport::Udp, Duration::from_millis(200));
         let outcome = load(stage, running, udp, (4, 8), slice, names)?;
         silence.note(&outcome)?;
@@ -319,20 +327,23 @@ fn over_time(
 ) -> Result<()> {
     let running = stage.bare(&["--kernel-cache", "off", "--cache-size", "4MiB"])?;
     let (mut known, mut new) = (Names::new(Kind::Known), Names::new(Kind::Unique));
-    let slice = extent.interval / 3;
+    let turns = extent.interval.as_secs().max(1) as u32;
+    let each = extent.interval / (3 * turns);
     for sample in 1..=extent.samples {
-        if bench.interrupted() {
-            return Ok(());
-        }
         let seconds = extent.interval.as_secs() * sample as u64;
         let case = format!("full load, {seconds} seconds");
         progress.step(&case);
         let (udp, window) = (Transport::Udp, (4, 16));
-        let outcomes = [
-            load(stage, &running, udp, window, slice, &mut known)?,
-            load(stage, &running, udp, window, slice, &mut new)?,
-            load(stage, &running, Transport::Tcp, (64, 1), slice, &mut known)?,
-        ];
+        let mut outcomes = Vec::new();
+        let (tcp, kept) = (Transport::Tcp, (64, 1));
+        for _ in 0..turns {
+            if bench.interrupted() {
+                return Ok(());
+            }
+            outcomes.push(load(stage, &running, udp, window, each, &mut known)?);
+            outcomes.push(load(stage, &running, udp, window, each, &mut new)?);
+            outcomes.push(load(stage, &running, tcp, kept, each, &mut known)?);
+        }
         let sum = |count: fn(&Outcome) -> u64| outcomes.iter().map(count).sum::<u64>() as f64;
         match outcomes.iter().try_for_each(sound) {
             Ok(()) => {
