@@ -27,6 +27,20 @@ fn a_suite_that_does_not_exist_is_told_with_those_that_do() {
 }
 
 #[test]
+fn a_subject_that_does_not_exist_is_told_with_those_that_do() {
+    let output = bench()
+        .args(["scale", "--quick", "--only", "unbnd"])
+        .output()
+        .unwrap();
+
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(
+        complaint(&output),
+        "bench: no subject `unbnd`; there is `interceptor`, `unbound`"
+    );
+}
+
+#[test]
 fn without_privileges_it_says_what_would_help() {
     let scratch = Scratch::new().unwrap();
     let output = Command::new("setpriv")

@@ -18,7 +18,7 @@ const SUITES: [(&str, &[&str]); 6] = [
     ("answer", &PEERS),
     ("forward", &PEERS),
     ("reader", &PEERS),
-    ("scale", &["iproute2", "knot"]),
+    ("scale", &["iproute2", "knot", "unbound"]),
 ];
 
 /// What a WireGuard tunnel between namespaces takes.

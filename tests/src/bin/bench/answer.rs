@@ -45,6 +45,11 @@ pub(crate) fn expected(effort: Effort) -> Duration {
     serving::expected(&suite(effort), effort)
 }
 
+/// Everybody, by name.
+pub(crate) fn names_of_subjects(effort: Effort) -> Vec<&'static str> {
+    subjects(effort).into_iter().map(Subject::name).collect()
+}
+
 fn suite(effort: Effort) -> Suite {
     Suite {
         name: NAME,

@@ -40,6 +40,13 @@ pub(crate) fn expected(effort: Effort) -> Duration {
         .sum()
 }
 
+/// Everybody, by name; some of them more than once.
+pub(crate) fn names_of_subjects(_: Effort) -> Vec<&'static str> {
+    let suites = suites().into_iter();
+    let subjects = suites.flat_map(|suite| suite.subjects);
+    subjects.map(Subject::name).collect()
+}
+
 /// One for each way, plain UDP first.
 fn suites() -> Vec<Suite> {
     let mut suites = vec![suite(Way::Plain, Subject::Authority)];

@@ -41,36 +41,42 @@ const SUITES: [Suite; 6] = [
     Suite {
         name: classify::NAME,
         method: classify::METHOD,
+        subjects: |_| Vec::new(),
         expected: classify::expected,
         run: classify::run,
     },
     Suite {
         name: tunnel::NAME,
         method: tunnel::METHOD,
+        subjects: |_| Vec::new(),
         expected: tunnel::expected,
         run: tunnel::run,
     },
     Suite {
         name: answer::NAME,
         method: answer::METHOD,
+        subjects: answer::names_of_subjects,
         expected: answer::expected,
         run: answer::run,
     },
     Suite {
         name: forward::NAME,
         method: forward::METHOD,
+        subjects: forward::names_of_subjects,
         expected: forward::expected,
         run: forward::run,
     },
     Suite {
         name: reader::NAME,
         method: reader::METHOD,
+        subjects: reader::names_of_subjects,
         expected: reader::expected,
         run: reader::run,
     },
     Suite {
         name: scale::NAME,
         method: scale::METHOD,
+        subjects: scale::names_of_subjects,
         expected: scale::expected,
         run: scale::run,
     },
@@ -78,7 +84,9 @@ const SUITES: [Suite; 6] = [
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let suites = match chosen(&options.suites) {
+    let suites = match chosen(&options.suites)
+        .and_then(|suites| measurable(&options.only, &suites, options.effort()).map(|()| suites))
+    {
         Ok(suites) => suites,
         Err(unknown) => {
             eprintln!("bench: {unknown}");
@@ -117,11 +125,23 @@ struct Options {
     revision: Option<String>,
 }
 
+impl Options {
+    fn effort(&self) -> Effort {
+        if self.quick {
+            Effort::Quick
+        } else {
+            Effort::Full
+        }
+    }
+}
+
 /// A group of measurements that answer one question.
 struct Suite {
     name: &'static str,
     /// How it measures, for the report's reader.
     method: &'static str,
+    /// Those of its subjects that a person can ask for alone; none where it measures all or nothing.
+    subjects: fn(Effort) -> Vec<&'static str>,
     /// About how long it takes, on two processors.
     expected: fn(Effort) -> Duration,
     /// Adds to the results; returns early when interrupted.
@@ -149,17 +169,35 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Suite>, String> {
     Ok(SUITES.iter().filter(wanted).collect())
 }
 
+/// Whether each of these subjects is one of the suites', or what to tell a person who named another one.
+fn measurable(only: &[String], suites: &[&Suite], effort: Effort) -> Result<(), String> {
+    let mut known: Vec<&str> = Vec::new();
+    for subject in suites.iter().flat_map(|suite| (suite.subjects)(effort)) {
+        if !known.contains(&subject) {
+            known.push(subject);
+        }
+    }
+    let Some(unknown) = only.iter().find(|name| !known.contains(&name.as_str())) else {
+        return Ok(());
+    };
+    if known.is_empty() {
+        return Err(format!(
+            "no subject `{unknown}`: these suites measure all or nothing"
+        ));
+    }
+    Err(format!(
+        "no subject `{unknown}`; there is `{}`",
+        known.join("`, `")
+    ))
+}
+
 fn run(options: &Options, suites: &[&Suite]) -> Result<Outcome> {
     if !geteuid().is_root() {
         bail!("measuring loads BPF programs and needs root: run `cargo xtask bench`, or use sudo");
     }
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("cannot create the folder {}", options.out.display()))?;
-    let effort = if options.quick {
-        Effort::Quick
-    } else {
-        Effort::Full
-    };
+    let effort = options.effort();
     let keeper = Keeper {
         machine: Machine::here(effort, options.revision.as_deref()),
         out: &options.out,
@@ -289,6 +327,7 @@ mod tests {
         let suite = |name, expected| Suite {
             name,
             method: "",
+            subjects: |_| Vec::new(),
             expected,
             run: |_| Ok(()),
         };
@@ -300,6 +339,41 @@ mod tests {
         let told = announcement(&[&suites[0], &suites[1]], Effort::Quick);
 
         assert_eq!(told, "This takes about 1:10 minutes: one 1:05, other 0:05");
+    }
+
+    #[test]
+    fn a_subject_that_none_of_the_suites_has_is_told_with_those_that_they_have() {
+        let told = |suite: &str, subject: &str| {
+            let suites = chosen(&[suite.to_owned()]).unwrap();
+            measurable(&[subject.to_owned()], &suites, Effort::Full)
+        };
+
+        assert_eq!(told("answer", "unbound"), Ok(()));
+        assert_eq!(
+            told("scale", "unbnd"),
+            Err("no subject `unbnd`; there is `interceptor`, `unbound`".to_owned())
+        );
+        assert!(told("answer", "interceptor, reader tun").is_err());
+        assert_eq!(
+            told("classify", "unbound"),
+            Err("no subject `unbound`: these suites measure all or nothing".to_owned())
+        );
+    }
+
+    #[test]
+    fn everybody_can_be_measured_alone_where_all_suites_run() {
+        let suites = chosen(&[]).unwrap();
+
+        for subject in [
+            "null",
+            "kresd",
+            "authority",
+            "round trip",
+            "interceptor, reader tun",
+        ] {
+            let only = [subject.to_owned()];
+            assert_eq!(measurable(&only, &suites, Effort::Quick), Ok(()));
+        }
     }
 
     #[test]

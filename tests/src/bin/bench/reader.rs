@@ -42,6 +42,11 @@ pub(crate) fn expected(effort: Effort) -> Duration {
     serving::expected(&suite(), effort) + idle * (READERS.len() * idle_rounds(effort)) as u32
 }
 
+/// Everybody, by name.
+pub(crate) fn names_of_subjects(_: Effort) -> Vec<&'static str> {
+    READERS.map(|reader| reader.name).to_vec()
+}
+
 fn suite() -> Suite {
     Suite {
         name: NAME,

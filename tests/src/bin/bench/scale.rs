@@ -64,16 +64,48 @@ pub(crate) fn expected(effort: Effort) -> Duration {
         + extent.interval * count(extent.samples)
 }
 
+/// Everybody, by name.
+pub(crate) fn names_of_subjects(_: Effort) -> Vec<&'static str> {
+    KEEPERS.map(Subject::name).to_vec()
+}
+
 pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     let extent = Extent::of(bench.effort());
+    let keepers = KEEPERS.into_iter().filter(|it| bench.wants(it.name()));
+    let keepers: Vec<Subject> = keepers.collect();
+    if keepers.is_empty() {
+        return Ok(());
+    }
     allow_files()?;
     let mut stage = Stage::set(Way::Plain)?;
-    let scratch = Scratch::new()?;
-    let in_rounds = extent.rounds * (RULES.len() + CLIENTS.len());
-    let with_names = extent.fillings * (NAMES.len() + KEEPERS.len());
+    let ours = bench.wants(SUBJECT);
     let idle_rounds = idle_rounds(bench.effort());
-    let steps = in_rounds + with_names + idle_rounds + extent.samples;
+    let mut steps = extent.fillings * keepers.len();
+    if ours {
+        steps += extent.rounds * (RULES.len() + CLIENTS.len());
+        steps += extent.fillings * NAMES.len() + idle_rounds + extent.samples;
+    }
     let mut progress = Progress::new(NAME, steps);
+    if ours {
+        growth(bench, &stage, &extent, &mut progress)?;
+    }
+    names(bench, &mut stage, &keepers, &extent, &mut progress);
+    if ours {
+        idle(bench, &stage, idle_rounds, &mut progress);
+        let measured = over_time(bench, &stage, &extent, &mut progress);
+        note(bench, "over time", measured);
+    }
+    Ok(())
+}
+
+/// With rules, and with clients.
+fn growth(
+    bench: &mut Bench,
+    stage: &Stage,
+    extent: &Extent,
+    progress: &mut Progress,
+) -> Result<()> {
+    let scratch = Scratch::new()?;
     for _ in 0..extent.rounds {
         for count in RULES {
             if bench.interrupted() {
@@ -85,7 +117,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
                 if count == 1 { "rule" } else { "rules" }
             );
             progress.step(&case);
-            let measured = rules(bench, &stage, &scratch, count, &case, &extent);
+            let measured = rules(bench, stage, &scratch, count, &case, extent);
             note(bench, &case, measured);
         }
         let configuration = scratch.write("clients.toml", "[tcp]\nmax_connections = 6000\n")?;
@@ -96,14 +128,17 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
             let case = format!("TCP, {} clients", grouped(count.into()));
             progress.step(&case);
             let path = configuration.display().to_string();
-            let measured = clients(bench, &stage, &path, count, &case, &extent);
+            let measured = clients(bench, stage, &path, count, &case, extent);
             note(bench, &case, measured);
         }
     }
-    names(bench, &mut stage, &extent, &mut progress);
-    for _ in 0..idle_rounds {
+    Ok(())
+}
+
+fn idle(bench: &mut Bench, stage: &Stage, rounds: usize, progress: &mut Progress) {
+    for _ in 0..rounds {
         if bench.interrupted() {
-            return Ok(());
+            return;
         }
         progress.step("idle");
         let idle = stage
@@ -112,9 +147,6 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
             .map(|idle| idle.add(&mut bench.results, NAME, SUBJECT));
         note(bench, "idle", idle);
     }
-    let measured = over_time(bench, &stage, &extent, &mut progress);
-    note(bench, "over time", measured);
-    Ok(())
 }
 
 /// How much is measured.
@@ -232,9 +264,18 @@ fn clients(
 }
 
 /// What a hit costs among few names and among many, and what a name takes.
-fn names(bench: &mut Bench, stage: &mut Stage, extent: &Extent, progress: &mut Progress) {
+fn names(
+    bench: &mut Bench,
+    stage: &mut Stage,
+    keepers: &[Subject],
+    extent: &Extent,
+    progress: &mut Progress,
+) {
     for _ in 0..extent.fillings {
         for count in NAMES.map(|count| count.min(extent.most_names)) {
+            if !bench.wants(SUBJECT) {
+                break;
+            }
             if bench.interrupted() {
                 return;
             }
@@ -243,7 +284,7 @@ fn names(bench: &mut Bench, stage: &mut Stage, extent: &Extent, progress: &mut P
             let measured = hits(bench, stage, count, &case, extent);
             note(bench, &case, measured);
         }
-        for subject in KEEPERS {
+        for subject in keepers.iter().copied() {
             if bench.interrupted() {
                 return;
             }
