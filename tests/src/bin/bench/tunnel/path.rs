@@ -49,8 +49,8 @@ impl Path {
             namespace.run("ip link set tun0 up")?;
         }
         let pumps = [
-            Pump::start(Arc::clone(&near), Arc::clone(&far), Some(FAR)),
-            Pump::start(far, near, Some(NEAR)),
+            Pump::start(Arc::clone(&near), Arc::clone(&far), FAR),
+            Pump::start(far, near, NEAR),
         ];
         Ok(Self {
             name: "bare TUN",
@@ -123,7 +123,7 @@ impl Filter {
     pub(super) fn before(path: &Path) -> Result<Self> {
         let client = Arc::clone(&path.client);
         let device = tun(&client, "filter0")?;
-        let pump = Pump::start(Arc::clone(&device), Arc::clone(&device), None);
+        let pump = Pump::start(Arc::clone(&device), Arc::clone(&device), NEAR);
         let filter = Self {
             client,
             _pump: pump,

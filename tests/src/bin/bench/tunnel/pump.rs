@@ -32,13 +32,13 @@ pub(super) struct Pump {
 }
 
 impl Pump {
-    /// Starts it on `side`, or wherever there is room.
-    pub(super) fn start(from: Arc<SyncDevice>, to: Arc<SyncDevice>, side: Option<Side>) -> Self {
+    /// Starts it on `side`.
+    pub(super) fn start(from: Arc<SyncDevice>, to: Arc<SyncDevice>, side: Side) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let thread = thread::spawn({
             let stop = Arc::clone(&stop);
             move || {
-                let _pinned = side.map(Pinned::to);
+                let _pinned = Pinned::to(side);
                 if let Err(error) = carry(&from, &to, &stop) {
                     eprintln!("bench: carrying packets between TUN devices: {error}");
                 }
