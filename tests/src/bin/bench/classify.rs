@@ -94,7 +94,8 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
         case.measure(&mut table.kernel, &frames[..1])?;
     }
     let mut progress = Progress::new(NAME, rounds * (cases.len() + parsings.len()));
-    for _ in 0..rounds {
+    for round in 0..rounds {
+        bench.results.begin_round(round);
         let mut floor = Duration::ZERO;
         for case in &cases {
             if bench.interrupted() {

@@ -70,7 +70,8 @@ fn idle(bench: &mut Bench) -> Result<()> {
     let mut stage = Stage::set(Way::Plain)?;
     let (rounds, time) = (idle_rounds(bench.effort()), idle_for(bench.effort()));
     let mut progress = Progress::new(NAME, rounds * wanted.len());
-    for _ in 0..rounds {
+    for round in 0..rounds {
+        bench.results.begin_round(round);
         for reader in wanted.iter().copied() {
             if bench.interrupted() {
                 return Ok(());

@@ -3,6 +3,7 @@
 mod plot;
 mod ratio;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
@@ -18,6 +19,8 @@ use ratio::{Ratio, Verdict};
 /// What was measured so far, and what has to be said about it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Results {
+    /// That which is being measured.
+    round: usize,
     lines: Vec<Line>,
     remarks: Vec<Remark>,
     failures: Vec<Failure>,
@@ -28,7 +31,8 @@ pub(crate) struct Results {
 #[derive(Clone, Debug)]
 struct Line {
     label: Label,
-    runs: Vec<f64>,
+    /// Each with its round.
+    runs: Vec<(usize, f64)>,
     /// Against whom, and the ratio, block by block.
     paired: Vec<(&'static str, f64)>,
 }
@@ -82,6 +86,11 @@ struct Configuration {
 }
 
 impl Results {
+    /// Begins a round: what is added from here on was measured in it, and is compared with what others gave in the same.
+    pub(crate) fn begin_round(&mut self, round: usize) {
+        self.round = round;
+    }
+
     /// Begins a series; without runs it does not get into the report.
     pub(crate) fn series(&mut self, label: Label) -> Series {
         self.lines.push(Line {
@@ -101,7 +110,7 @@ impl Results {
     /// Adds what one run gave.
     pub(crate) fn add(&mut self, Series(index): Series, value: f64) {
         if let Some(line) = self.lines.get_mut(index) {
-            line.runs.push(value);
+            line.runs.push((self.round, value));
         }
     }
 
@@ -119,7 +128,6 @@ impl Results {
                 self.add(series, *value);
             }
         }
-        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         let Some(other) = self.lines.get(against.0).map(|line| line.label.subject) else {
             return;
         };
@@ -192,6 +200,9 @@ struct Row {
     max: f64,
     /// In the order in which they were measured.
     runs: Vec<f64>,
+    /// The mean of those of a round.
+    #[serde(skip)]
+    by_round: BTreeMap<usize, f64>,
     /// Against whom it had its turns, and the ratio, block by block.
     #[serde(skip)]
     paired: Vec<(&'static str, f64)>,
@@ -200,6 +211,7 @@ struct Row {
 impl Report {
     pub(crate) fn new(machine: Machine, results: Results, incomplete: Option<String>) -> Self {
         let Results {
+            round: _,
             lines,
             remarks,
             failures,
@@ -396,8 +408,9 @@ impl Row {
     }
 
     /// The row of a series; `None` without runs.
-    fn new(label: Label, runs: &[f64]) -> Option<Self> {
-        let mut sorted = runs.to_vec();
+    fn new(label: Label, runs: &[(usize, f64)]) -> Option<Self> {
+        let values = runs.iter().map(|(_, value)| *value);
+        let mut sorted: Vec<f64> = values.clone().collect();
         sorted.sort_by(f64::total_cmp);
         let (&min, &max) = (sorted.first()?, sorted.last()?);
         Some(Self {
@@ -405,7 +418,8 @@ impl Row {
             median: rounded(median(&sorted)?),
             min: rounded(min),
             max: rounded(max),
-            runs: runs.iter().copied().map(rounded).collect(),
+            runs: values.map(rounded).collect(),
+            by_round: by_round(runs),
             paired: Vec::new(),
         })
     }
@@ -437,6 +451,21 @@ impl Row {
             figure(self.max),
         ]
     }
+}
+
+fn by_round(runs: &[(usize, f64)]) -> BTreeMap<usize, f64> {
+    let mut rounds: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+    for (round, value) in runs {
+        rounds.entry(*round).or_default().push(*value);
+    }
+    rounds
+        .into_iter()
+        .map(|(round, values)| (round, mean(&values)))
+        .collect()
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
 }
 
 /// The middle one of sorted values, or the mean of the two in the middle.
@@ -493,8 +522,8 @@ fn compared(ratio: &Ratio) -> [String; COMPARISON.len()] {
 }
 
 const ABOUT_RATIOS: &str = "Ratios, round by round. The median of ever more rounds is between `low` and `high` with a \
-    confidence of 95 % (a rank-based interval; of fewer than six rounds, and where two were not measured in the same \
-    rounds, the least and the greatest ratio). `undecided` where one is between them or rounds are fewer than five, `floor` where nobody can be better, `noise` where nothing differs but the time:";
+    confidence of 95 % (a rank-based interval; of fewer than six rounds, the least and the greatest ratio). Rounds in which \
+    one of two was not measured are left out. `undecided` where one is between them or rounds are fewer than five, `floor` where nobody can be better, `noise` where nothing differs but the time:";
 const COMPARISON: [&str; 8] = [
     "case", "ratio", "metric", "verdict", "median", "low", "high", "rounds",
 ];
@@ -552,6 +581,12 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     written
 }
 
+/// Runs of rounds that follow one another.
+#[cfg(test)]
+fn in_turn(values: &[f64]) -> Vec<(usize, f64)> {
+    values.iter().copied().enumerate().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -562,7 +597,7 @@ mod tests {
     #[test]
     fn the_median_is_the_middle_run_or_the_mean_of_the_two_in_the_middle() {
         let statistics = |runs: &[f64]| {
-            let row = Row::new(label("case"), runs).unwrap();
+            let row = Row::new(label("case"), &in_turn(runs)).unwrap();
             [row.median, row.min, row.max]
         };
 
@@ -574,7 +609,7 @@ mod tests {
 
     #[test]
     fn one_run_disturbed_by_something_else_does_not_move_the_median() {
-        let row = Row::new(label("case"), &[2.1, 2.0, 950.0, 2.2, 1.9]).unwrap();
+        let row = Row::new(label("case"), &in_turn(&[2.1, 2.0, 950.0, 2.2, 1.9])).unwrap();
 
         assert_same([row.median, row.min, row.max], [2.1, 1.9, 950.0]);
     }
@@ -707,7 +742,8 @@ mod tests {
                 subject,
                 ..label("cached")
             });
-            for run in runs {
+            for (round, run) in in_turn(&runs) {
+                results.begin_round(round);
                 results.add(series, run);
             }
         }

@@ -106,7 +106,8 @@ fn growth(
     progress: &mut Progress,
 ) -> Result<()> {
     let scratch = Scratch::new()?;
-    for _ in 0..extent.rounds {
+    for round in 0..extent.rounds {
+        bench.results.begin_round(round);
         for count in RULES {
             if bench.interrupted() {
                 return Ok(());
@@ -136,7 +137,8 @@ fn growth(
 }
 
 fn idle(bench: &mut Bench, stage: &Stage, rounds: usize, progress: &mut Progress) {
-    for _ in 0..rounds {
+    for round in 0..rounds {
+        bench.results.begin_round(round);
         if bench.interrupted() {
             return;
         }
@@ -271,7 +273,8 @@ fn names(
     extent: &Extent,
     progress: &mut Progress,
 ) {
-    for _ in 0..extent.fillings {
+    for round in 0..extent.fillings {
+        bench.results.begin_round(round);
         for count in NAMES.map(|count| count.min(extent.most_names)) {
             if !bench.wants(SUBJECT) {
                 break;

@@ -60,6 +60,7 @@ pub(crate) fn measure(suite: &Suite, bench: &mut Bench) -> Result<()> {
     let steps = effort.rounds * wanted.len() * cases.len();
     let mut progress = Progress::new(suite.name, steps);
     for round in 0..effort.rounds {
+        bench.results.begin_round(round);
         let mut subjects = wanted.clone();
         // Nobody always comes after the same one.
         let count = subjects.len();

@@ -75,6 +75,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
         .map(|(path, _)| Table::lay(&mut bench.results, path));
     let mut progress = Progress::new(NAME, extent.blocks());
     for round in 0..extent.bare.max(extent.wireguard) {
+        bench.results.begin_round(round);
         for ((path, rounds), table) in paths.iter().zip(&tables) {
             for subject in order(round) {
                 if round >= extent.rounds(subject, *rounds) {

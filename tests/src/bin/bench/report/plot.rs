@@ -339,6 +339,6 @@ mod tests {
             unit: "µs",
             better: Better::Lower,
         };
-        Row::new(label, &[3.0, 2.0, 4.0]).unwrap()
+        Row::new(label, &super::super::in_turn(&[3.0, 2.0, 4.0])).unwrap()
     }
 }

@@ -139,19 +139,16 @@ fn same_measure(one: &Row, other: &Row) -> bool {
     key(one) == key(other) && one.label.case == other.label.case
 }
 
-/// Block by block where both had their turns together, round by round where both were measured in every round, otherwise
-/// that of the medians, between those of the extremes. `None` without a divisor.
+/// Block by block where both had their turns together, otherwise round by round, those left out in which one of them was
+/// not measured. `None` where no round is left, or without a divisor.
 fn ratio(row: &Row, other: &Row) -> Option<Ratio> {
     let mut rounds: Vec<f64> = if row.is_paired_with(other) {
         row.paired.iter().map(|(_, ratio)| *ratio).collect()
-    } else if row.runs.len() == other.runs.len() {
-        row.runs
-            .iter()
-            .zip(&other.runs)
-            .map(|(r, o)| r / o)
-            .collect()
     } else {
-        return ratio_of_medians(row, other);
+        let common = row.by_round.iter();
+        common
+            .filter_map(|(round, figure)| Some(figure / other.by_round.get(round)?))
+            .collect()
     };
     if rounds.iter().any(|ratio| !ratio.is_finite()) {
         return None;
@@ -161,18 +158,6 @@ fn ratio(row: &Row, other: &Row) -> Option<Ratio> {
     let (low, high) = interval(&rounds).unwrap_or((min, max));
     let figures = [super::median(&rounds)?, low, high, min, max];
     Some(Ratio::of(row, other, rounds.len(), figures))
-}
-
-fn ratio_of_medians(row: &Row, other: &Row) -> Option<Ratio> {
-    let (median, min, max) = (
-        row.median / other.median,
-        row.min / other.max,
-        row.max / other.min,
-    );
-    let figures = [median, min, max, min, max];
-    let rounds = row.runs.len().min(other.runs.len());
-    let is_sound = figures.iter().all(|figure| figure.is_finite());
-    is_sound.then(|| Ratio::of(row, other, rounds, figures))
 }
 
 /// The narrowest pair of order statistics between which the median is with [`CONFIDENCE`], of sorted values; `None` where
@@ -204,7 +189,7 @@ fn fine(ratio: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Label;
+    use super::super::{Label, in_turn};
     use super::*;
 
     #[test]
@@ -243,19 +228,48 @@ mod tests {
     }
 
     #[test]
-    fn where_rounds_are_not_the_same_only_runs_that_do_not_overlap_decide() {
-        let filter = row("userspace filter", &[50.0, 40.0, 45.0, 50.0, 50.0]);
-        let ours = |slowest| row("interceptor", &[slowest, 80.0, 90.0, 100.0, 100.0, 100.0]);
+    fn a_round_in_which_one_was_not_measured_is_left_out_and_moves_no_other() {
+        let busier = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let unbound = in_turn(&busier)
+            .into_iter()
+            .filter(|(round, _)| *round != 1);
+        let unbound = unbound.collect::<Vec<_>>();
+        let label = row("unbound", &busier).label;
+        let rows = [
+            Row::new(label, &unbound).unwrap(),
+            row("interceptor", &busier),
+        ];
 
-        let apart = ratios(&[filter, ours(60.0)]);
+        let ratio = &ratios(&rows)[0];
 
-        assert_eq!(apart[0].verdict(), Verdict::Better);
-        assert!((apart[0].low - 1.2).abs() < 1e-9);
-        let filter = row("userspace filter", &[50.0, 40.0, 45.0, 50.0, 50.0]);
-        assert_eq!(
-            ratios(&[filter, ours(49.0)])[0].verdict(),
-            Verdict::Undecided
-        );
+        assert_eq!(ratio.rounds, 5);
+        assert!((ratio.min - 1.0).abs() < 1e-9 && (ratio.max - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn turns_of_one_round_count_by_their_mean() {
+        let label = row("userspace filter", &[0.0]).label;
+        let filter = [(0, 1.0), (0, 3.0), (1, 4.0)];
+        let rows = [
+            Row::new(label, &filter).unwrap(),
+            row("interceptor", &[2.0, 4.0]),
+        ];
+
+        let ratio = &ratios(&rows)[0];
+
+        assert_eq!(ratio.rounds, 2);
+        assert!((ratio.min - 1.0).abs() < 1e-9 && (ratio.max - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn who_was_never_measured_in_the_same_round_is_not_compared() {
+        let label = row("unbound", &[0.0]).label;
+        let rows = [
+            Row::new(label, &[(1, 1.0)]).unwrap(),
+            row("interceptor", &[1.0]),
+        ];
+
+        assert!(ratios(&rows).is_empty());
     }
 
     #[test]
@@ -360,6 +374,6 @@ mod tests {
             unit: "1/s",
             better: Better::Higher,
         };
-        Row::new(label, runs).unwrap()
+        Row::new(label, &in_turn(runs)).unwrap()
     }
 }
