@@ -230,13 +230,16 @@ impl Report {
         }
     }
 
-    /// Writes `report.json`, the plots and `report.md` into the folder, each whole or not at all.
+    /// Writes `report.json`, the plots and `report.md` into the folder, each whole or not at all, and removes the plots of the
+    /// report that was there before.
     ///
     /// `methods` says of each suite how it measures.
     pub(crate) fn write(&self, folder: &Path, methods: &[(&str, &str)]) -> Result<()> {
         let mut json = serde_json::to_string_pretty(self).context("cannot write JSON")?;
         json.push('\n');
         let plots = plot::plots(&self.rows);
+        let mut outdated = plots_of_report(folder);
+        outdated.retain(|file| plots.iter().all(|plot| plot.file != *file));
         let markdown = self.markdown(methods, &plots);
         let pictures = plots.into_iter().map(|plot| (plot.file, plot.svg));
         let files = [("report.json".to_owned(), json)]
@@ -245,6 +248,10 @@ impl Report {
         for (name, text) in files.chain([("report.md".to_owned(), markdown)]) {
             let path = folder.join(name);
             replace(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        for file in outdated {
+            // Whoever has removed it already has done no harm.
+            let _ = fs::remove_file(folder.join(file));
         }
         Ok(())
     }
@@ -293,7 +300,7 @@ impl Report {
                 let _ = write!(text, "\n{ABOUT_RATIOS}\n\n{comparison}");
             }
             for plot in plots.iter().filter(|plot| plot.suite == *suite) {
-                let _ = write!(text, "\n![{}]({})\n", plot.title, plot.file);
+                let _ = write!(text, "\n{}\n", picture(&plot.title, &plot.file));
             }
         }
         text += &self.configurations();
@@ -564,6 +571,23 @@ fn aligned<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String 
     text
 }
 
+fn picture(title: &str, file: &str) -> String {
+    format!("![{title}]({file})")
+}
+
+/// The plots that the report in this folder shows: no other files beside it are ours.
+fn plots_of_report(folder: &Path) -> Vec<String> {
+    let Ok(text) = fs::read_to_string(folder.join("report.md")) else {
+        return Vec::new();
+    };
+    let file = |line: &str| {
+        let (_, file) = line.strip_prefix("![")?.rsplit_once("](")?;
+        let file = file.strip_suffix(')')?;
+        (file.ends_with(".svg") && !file.contains('/')).then(|| file.to_owned())
+    };
+    text.lines().filter_map(file).collect()
+}
+
 /// To a thousandth, which is finer than anything measured here.
 fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
@@ -710,6 +734,26 @@ mod tests {
         let markdown = fs::read_to_string(folder.path().join("report.md")).unwrap();
         assert!(markdown.contains("## classify\n\nBy counting.\n\n| case"));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn plots_that_only_the_last_report_had_are_removed_and_nothing_else_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| fs::write(folder.path().join(file), text).unwrap();
+        let old = [picture("Old", "old.svg"), picture("Far", "../far.svg")];
+        write("report.md", &old.join("\n"));
+        write("old.svg", "old");
+        write("somebody's.svg", "not a plot of ours");
+
+        report(None)
+            .write(folder.path(), &[("classify", "")])
+            .unwrap();
+
+        assert!(!folder.path().join("old.svg").exists());
+        assert!(folder.path().join("somebody's.svg").exists());
+        let plots = plots_of_report(folder.path());
+        assert_eq!(plots.len(), 1);
+        assert!(folder.path().join(&plots[0]).exists());
     }
 
     #[test]
