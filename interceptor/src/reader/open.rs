@@ -1,14 +1,13 @@
 //! Which reader it is: the one that was asked for, or the one that is to be had.
 
 use std::fmt;
-use std::fs::File;
 use std::sync::Arc;
 
 use anyhow::{Error, Result, bail};
 use tracing::warn;
 
 use super::af_xdp::AfXdpReader;
-use super::tun::{TunError, TunReader};
+use super::tun::TunReader;
 use super::{CountMissed, Reader, Received};
 use crate::config::{ReaderConfig, ReaderMode};
 use crate::kernel::LinkLayer;
@@ -163,12 +162,7 @@ async fn create(kind: Kind, config: &ReaderConfig, mtu: u16) -> Result<Opened> {
 
 fn probe(kind: Kind) -> Result<()> {
     match kind {
-        Kind::Tun => {
-            // Opening it makes no device yet.
-            let opened = File::options().read(true).write(true).open("/dev/net/tun");
-            opened.map_err(TunError::Open)?;
-            Ok(())
-        }
+        Kind::Tun => Ok(TunReader::probe()?),
         Kind::AfXdp => Ok(AfXdpReader::probe()?),
     }
 }

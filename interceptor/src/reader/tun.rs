@@ -1,5 +1,6 @@
 //! The TUN reader: a device of our own whose far end is a file descriptor.
 
+use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -10,6 +11,7 @@ use tun_rs::{AsyncDevice, DeviceBuilder};
 
 use super::device::{NameError, check_name, silence};
 use super::{Reader, Received, Transmitter};
+use crate::net::Namespace;
 
 /// The kernel replaces `%d` with the first free number.
 const NAME_PATTERN: &str = "icept%d";
@@ -92,6 +94,25 @@ impl TunReader {
             name,
             index,
         })
+    }
+
+    /// Tries to make a device in a namespace of its own, where nobody is concerned. Where such namespaces are not to be had,
+    /// it tells only whether there is something to make one with.
+    pub fn probe() -> Result<(), TunError> {
+        let made = Namespace::new().and_then(|namespace| {
+            namespace.enter(|| {
+                let device = DeviceBuilder::new()
+                    .name(NAME_PATTERN)
+                    .packet_information(false)
+                    .enable(false);
+                device.build_sync().map(drop)
+            })
+        });
+        let Ok(made) = made else {
+            let file = File::options().read(true).write(true).open("/dev/net/tun");
+            return file.map(drop).map_err(TunError::Open);
+        };
+        made.map_err(TunError::Open)
     }
 
     /// The device's name.

@@ -34,8 +34,16 @@ fn tun_that_is_asked_for_and_not_to_be_had_is_refused_with_the_reason() -> Resul
 fn where_af_xdp_is_not_to_be_had_the_automatic_choice_is_tun() -> Result<()> {
     let lab = Lab::client_with_tunnel()?;
 
-    let daemon = lab::without_af_xdp(|| automatic(&lab))?;
+    let (daemon, refused) = lab::without_af_xdp(|| {
+        let refused = lab::interceptor(&lab.client, &["check", "--reader", "af-xdp"])?;
+        Ok((automatic(&lab)?, refused))
+    })?;
 
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(
+        refused.stdout.contains("no af-xdp reader here"),
+        "{refused:?}"
+    );
     assert_eq!(daemon.status()?["reader"]["kind"], "tun");
     assert_answered(&lab)
 }
@@ -68,6 +76,24 @@ fn check_tells_whether_the_reader_is_to_be_had() -> Result<()> {
     assert_eq!(missing.code, Some(1), "{missing:?}");
     let part = "# error: no af-xdp reader here (`--reader auto` takes another): cannot open an AF_XDP socket";
     assert!(missing.stdout.contains(part), "{missing:?}");
+    let links = namespace.run("ip -o link show")?;
+    assert_eq!(links.lines().count(), 1, "{links}");
+    Ok(())
+}
+
+#[test]
+fn check_tells_that_no_tun_device_can_be_made_where_only_making_it_is_refused() -> Result<()> {
+    let namespace = Namespace::new("readers")?;
+    let check = |reader| lab::interceptor(&namespace, &["check", "--reader", reader]);
+
+    let there = check("tun")?;
+    let (missing, automatic) = lab::without_tun(|| Ok((check("tun")?, check("auto")?)))?;
+
+    assert!(!there.stdout.contains("/dev/net/tun"), "{there:?}");
+    assert_eq!(missing.code, Some(1), "{missing:?}");
+    assert!(missing.stdout.contains("/dev/net/tun"), "{missing:?}");
+    let part = "no tun reader here, af-xdp would be taken: ";
+    assert!(automatic.stdout.contains(part), "{automatic:?}");
     let links = namespace.run("ip -o link show")?;
     assert_eq!(links.lines().count(), 1, "{links}");
     Ok(())
