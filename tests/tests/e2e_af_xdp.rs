@@ -1,7 +1,7 @@
 //! End to end once more, with the AF_XDP reader: `lab::reader()` goes by this binary's name.
 //!
 //! Left out are `listen`, which has ordinary sockets instead of a reader, `query`, which asks the daemon by its socket, and
-//! `readers`, whose tests name the reader themselves.
+//! `readers`, whose tests name the reader themselves. `queues` is here alone: a TUN device has one.
 
 #[path = "e2e/answers.rs"]
 mod answers;
@@ -23,6 +23,8 @@ mod device;
 mod doctor;
 #[path = "e2e/encrypted.rs"]
 mod encrypted;
+#[path = "e2e/forgery.rs"]
+mod forgery;
 #[path = "e2e/groups.rs"]
 mod groups;
 #[path = "e2e/icmp.rs"]
@@ -53,3 +55,22 @@ mod tunnel;
 mod upstreams;
 #[path = "e2e/ways.rs"]
 mod ways;
+
+use std::collections::BTreeSet;
+
+#[test]
+fn every_test_of_the_tun_reader_is_one_of_this_reader_but_for_those_that_are_named_as_left_out() {
+    let mut expected = modules(include_str!("e2e/main.rs"));
+    for left_out in ["listen", "query", "readers"] {
+        assert!(expected.remove(left_out), "{left_out}");
+    }
+    assert!(expected.insert("queues"));
+
+    assert_eq!(modules(include_str!("e2e_af_xdp.rs")), expected);
+}
+
+/// Those that a file declares.
+fn modules(source: &str) -> BTreeSet<&str> {
+    let names = source.lines().filter_map(|line| line.strip_prefix("mod "));
+    names.filter_map(|name| name.strip_suffix(';')).collect()
+}
