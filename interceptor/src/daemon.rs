@@ -30,8 +30,9 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
 pub use check::check;
+pub(crate) use check::{Departures, Passage, Running, obstacles};
 pub use reload::{Reloads, SetLogFilter};
-pub(crate) use routing::DEFAULT_MARK;
+pub(crate) use routing::{Course, DEFAULT_MARK};
 
 use crate::bypass::Bypass;
 use crate::config::Config;

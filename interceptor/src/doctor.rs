@@ -3,8 +3,11 @@
 mod firewall;
 mod host;
 mod kernel;
+mod reader;
 mod resolver;
+mod running;
 mod tunnel;
+mod upstreams;
 
 use serde::Serialize;
 
@@ -81,29 +84,64 @@ impl Point {
     }
 }
 
-/// Examines this host for a daemon with `config`. Changes nothing, and sends nothing to any other host.
+/// Examines this host for a daemon with `config`, or one that runs with it. Changes nothing, and sends nothing to any other
+/// host.
 pub async fn examine(config: &Config) -> Vec<Point> {
-    let mut points = Vec::new();
+    let (point, running) = running::examine(config).await;
+    let mut points = vec![point];
+    let departures = daemon::Departures::of(config).await;
     if config.intercepts() {
-        points.extend(kernel::examine());
+        points.extend(kernel::examine(config));
+        points.extend(reader::examine(config).await);
         points.extend(tunnel::examine(config).await);
-        points.extend(firewall::examine().await);
+        let marks = departures.as_ref().map_or([0; 2], |it| it.marks);
+        points.extend(firewall::examine(marks).await);
     }
     points.push(host::clock());
     points.extend(resolver::examine(config).await);
-    let mut findings = daemon::check(config).await;
+    match departures {
+        Ok(departures) => points.extend(upstreams::judge(&departures.passages)),
+        Err(error) => points.push(Point::bad(
+            "rules",
+            format!("{error:#}"),
+            "see what `interceptor check` says",
+        )),
+    }
+    points.extend(configuration(config, running).await);
+    points
+}
+
+/// What `check` says that no point of its own is about.
+async fn configuration(config: &Config, running: Option<daemon::Running>) -> Vec<Point> {
+    const TOPIC: &str = "configuration";
+    let mut findings = daemon::obstacles(config, running).await;
     // What would happen is for `check` to tell; here it is about what is amiss.
     findings.retain(|it| it.level != Level::Info);
     if findings.is_empty() {
-        points.push(Point::good(
-            "configuration",
-            "the daemon would start with it",
-        ));
+        return vec![Point::good(TOPIC, "nothing in it is amiss on this host")];
     }
-    points.extend(
-        findings
-            .into_iter()
-            .map(|finding| Point::of_finding("configuration", finding)),
-    );
-    points
+    let findings = findings.into_iter();
+    findings.map(|it| Point::of_finding(TOPIC, it)).collect()
+}
+
+#[cfg(test)]
+mod testing {
+    use std::fs;
+
+    use crate::config::{Config, Layer, Sources};
+
+    /// What a file with this text configures.
+    pub(super) fn config(toml: &str) -> Config {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("interceptor.toml");
+        fs::write(&file, toml).unwrap();
+        let sources = Sources {
+            file: Some(file.clone()),
+            default_file: file,
+            environment: Vec::new(),
+            inherits_sockets: false,
+            flags: Layer::default(),
+        };
+        Config::load(&sources).unwrap()
+    }
 }

@@ -580,6 +580,16 @@ impl Listen {
     }
 }
 
+impl ListenError {
+    /// Whether it is made by the process `pid`, which has the port.
+    pub(crate) fn is_made_by(&self, pid: u32) -> bool {
+        let Self::Bind { place, source, .. } = self else {
+            return false;
+        };
+        source.kind() == io::ErrorKind::AddrInUse && owner::has(pid, place.address, place.transport)
+    }
+}
+
 impl Place {
     /// Whether the system has both only where each of them allows it.
     fn overlaps(self, other: Self) -> bool {

@@ -7,6 +7,7 @@ use std::io::{self, Read as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use anyhow::Result;
 use tracing::warn;
 
 use crate::bypass::Bypass;
@@ -14,46 +15,125 @@ use crate::config::{Config, Finding, Level};
 use crate::control::{self, BindError};
 use crate::dns::DnsConfig;
 use crate::kernel::Capability;
-use crate::net::{Link, NoSuchInterface, links, routes, wireguard};
+use crate::net::{Link, LockError, NoSuchInterface, TapLock, links, routes, wireguard};
 use crate::reader::{self, NameError};
 use crate::rules::{Destination, Rule};
 
-use super::routing::{self, Way, upstream_warning};
+use super::routing::{self, Course, Way};
 use super::rulebook::Rulebook;
 use super::shared_kernel::SharedKernel;
 use super::taps;
+
+/// The reader device of a daemon that was given no name for it.
+const USUAL_READER: &str = "icept0";
 
 /// What would stand in the daemon's way here: what it lacks or finds taken, and upstreams and virtual addresses that do
 /// not go together with the host's routes; and what would happen where nothing does.
 pub async fn check(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
-    findings.extend(listeners(config));
     findings.extend(control_socket(config).await);
-    findings.extend(shared_cache(config).into_iter().map(warning));
-    if !config.intercepts() {
-        let mark = config.bypass.mark.unwrap_or_default();
-        let bypass = Bypass::new(mark, config.bypass.device.as_deref());
-        findings.extend(bypass.check().err().map(|reason| error(reason.to_string())));
-        findings.extend(outlook::outlook(config, &bypass));
-        return findings;
-    }
-    findings.extend(privileges(config));
-    findings.extend(reader(config).await);
-    findings.extend(reader_device(config).await);
-    findings.extend(bpf_object(config));
-    let mut tunnels = Vec::new();
-    for name in &config.interfaces {
-        match tunnel(name, config.share).await {
-            Ok(link) => tunnels.push(link),
-            Err(text) => findings.push(error(text)),
+    if config.intercepts() {
+        findings.extend(privileges(config));
+        findings.extend(reader(config).await);
+        findings.extend(bpf_object(config));
+        for name in &config.interfaces {
+            findings.extend(tunnel(name).await.err().map(error));
+        }
+        match Departures::of(config).await {
+            Ok(departures) => findings.extend(departures.complaints().map(warning)),
+            Err(reason) => findings.push(error(format!("{reason:#}"))),
         }
     }
-    findings.extend(covered_upstreams(config).into_iter().map(warning));
-    findings.extend(own_addresses(config).await.into_iter().map(warning));
-    let bypass = bypass(config, &tunnels).await;
-    findings.extend(upstreams(config, &tunnels, &bypass).await);
+    findings.extend(obstacles(config, None).await);
+    findings
+}
+
+/// The part of [`check`] that is about the configuration and what it finds taken, without what is to be looked at by
+/// itself: privileges, reader, BPF, whether tunnels are there, ways to upstreams and the control socket. What a daemon that
+/// is `running` has taken stands in nobody's way.
+pub(crate) async fn obstacles(config: &Config, running: Option<Running>) -> Vec<Finding> {
+    let mut findings = listeners(config, running);
+    findings.extend(shared_cache(config).into_iter().map(warning));
+    if config.intercepts() {
+        findings.extend(reader_device(config, running).await);
+        for tunnel in present(config).await {
+            findings.extend(taken(&tunnel, config.share, running).map(error));
+        }
+        findings.extend(covered_upstreams(config).into_iter().map(warning));
+        findings.extend(own_addresses(config).await.into_iter().map(warning));
+    }
+    let bypass = bypass(config, &present(config).await).await;
+    if !config.intercepts() {
+        findings.extend(bypass.check().err().map(|reason| error(reason.to_string())));
+    }
     findings.extend(outlook::outlook(config, &bypass));
     findings
+}
+
+/// A daemon that runs on this host, at the configured control socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Running {
+    /// Its process, where the kernel tells it.
+    pub(crate) pid: Option<i32>,
+}
+
+impl Running {
+    /// Whether what the process `pid` has is its own; where one of the two is not known, it is taken to be.
+    fn is(self, pid: Option<i32>) -> bool {
+        match (self.pid, pid) {
+            (Some(own), Some(other)) => own == other,
+            _ => true,
+        }
+    }
+}
+
+/// How the daemon's queries would leave this host.
+pub(crate) struct Departures {
+    /// The marks that they would carry; 0 for none.
+    pub(crate) marks: [u32; 2],
+    /// One for each address and way of an upstream.
+    pub(crate) passages: Vec<Passage>,
+}
+
+/// How queries to one upstream would.
+pub(crate) struct Passage {
+    /// The upstream.
+    pub(crate) upstream: SocketAddr,
+    /// The mark that they would carry; 0 for none.
+    pub(crate) mark: u32,
+    /// Whether tunnels are no way for them.
+    pub(crate) avoids_tunnels: bool,
+    /// Where they would go.
+    pub(crate) course: Course,
+}
+
+impl Departures {
+    pub(crate) async fn of(config: &Config) -> Result<Self> {
+        let rulebook = Rulebook::new(&config.rules, SharedKernel::default())?;
+        let tunnels = present(config).await;
+        let bypass = bypass(config, &tunnels).await;
+        let reader = reader_index(config).await;
+        let mut passages = Vec::new();
+        for (upstream, via) in routing::sockets(config) {
+            let way = Way::new(&via, &bypass);
+            let course = Course::of(upstream, &way, &tunnels, reader, &rulebook).await;
+            passages.push(Passage {
+                upstream,
+                mark: way.mark,
+                avoids_tunnels: way.avoids_tunnels,
+                course,
+            });
+        }
+        Ok(Self {
+            marks: bypass.marks(),
+            passages,
+        })
+    }
+
+    fn complaints(&self) -> impl Iterator<Item = String> {
+        let passages = self.passages.iter();
+        passages.filter_map(|it| it.course.complaint(it.upstream))
+    }
 }
 
 /// Warns of groups and routes in which an encrypted upstream that fails is replaced by one in plain text.
@@ -119,9 +199,15 @@ fn warning(text: String) -> Finding {
     }
 }
 
-fn listeners(config: &Config) -> Vec<Finding> {
+fn listeners(config: &Config, running: Option<Running>) -> Vec<Finding> {
     let failed = config.listens.iter().filter_map(|it| it.inspect().err());
-    failed.map(|reason| error(reason.to_string())).collect()
+    let pid = running
+        .and_then(|it| it.pid)
+        .and_then(|pid| u32::try_from(pid).ok());
+    failed
+        .filter(|reason| !pid.is_some_and(|pid| reason.is_made_by(pid)))
+        .map(|reason| error(reason.to_string()))
+        .collect()
 }
 
 /// Without tunnels the daemon does without BPF, though not without a device.
@@ -153,12 +239,22 @@ async fn reader(config: &Config) -> Option<Finding> {
     }
 }
 
-async fn reader_device(config: &Config) -> Option<Finding> {
+async fn reader_device(config: &Config, running: Option<Running>) -> Option<Finding> {
     let name = config.reader.device.as_ref()?;
     match links::find(name).await {
         Ok(None) => None,
+        Ok(Some(link)) if running.is_some_and(|it| has(it, link.index)) => None,
         Ok(Some(_)) => Some(error(NameError::Taken(name.clone()).to_string())),
         Err(reason) => Some(error(cannot_look(name, &reason))),
+    }
+}
+
+/// The index of the reader device, where a daemon has it already; 0 for none.
+async fn reader_index(config: &Config) -> u32 {
+    let name = config.reader.device.as_deref().unwrap_or(USUAL_READER);
+    match links::find(name).await {
+        Ok(Some(link)) => link.index,
+        _ => 0,
     }
 }
 
@@ -189,18 +285,36 @@ fn is_object(path: &Path) -> io::Result<bool> {
     Ok(magic == b"\x7fELF")
 }
 
-/// The tunnel, if it is there to be tapped.
-async fn tunnel(name: &str, share: bool) -> Result<Link, String> {
-    let link = links::find(name)
+async fn tunnel(name: &str) -> Result<Link, String> {
+    links::find(name)
         .await
         .map_err(|reason| cannot_look(name, &reason))?
-        .ok_or_else(|| NoSuchInterface::new(name).to_string())?;
-    if share {
-        return Ok(link);
+        .ok_or_else(|| NoSuchInterface::new(name).to_string())
+}
+
+/// The configured tunnels that are there.
+async fn present(config: &Config) -> Vec<Link> {
+    let mut tunnels = Vec::new();
+    for name in &config.interfaces {
+        tunnels.extend(tunnel(name).await);
     }
-    match taps::lock(&link) {
-        Ok(_) => Ok(link),
-        Err(reason) => Err(format!("{reason:#}")),
+    tunnels
+}
+
+/// Who taps a tunnel already, and what would help, where that is not to be `share`d.
+fn taken(tunnel: &Link, share: bool, running: Option<Running>) -> Option<String> {
+    if share || running.is_some_and(|it| has(it, tunnel.index)) {
+        return None;
+    }
+    let reason = taps::lock(tunnel).err()?;
+    Some(format!("{reason:#}"))
+}
+
+/// Whether a daemon that is running has the interface with this index.
+fn has(running: Running, interface: u32) -> bool {
+    match TapLock::acquire(interface) {
+        Err(LockError::Held { pid, .. }) => running.is(pid),
+        _ => false,
     }
 }
 
@@ -241,28 +355,17 @@ fn covers(rule: &Rule, upstream: SocketAddr, alone: bool) -> bool {
     (alone || is_whole) && net.prefix_len() > 0 && net.contains(&upstream.ip())
 }
 
-/// How upstream traffic would avoid the tunnels.
+/// How upstream traffic would avoid the tunnels. Where nothing is intercepted it carries no mark unasked.
 async fn bypass(config: &Config, tunnels: &[Link]) -> Bypass {
-    let mark = match config.bypass.mark {
+    let (asked, device) = (config.bypass.mark, config.bypass.device.as_deref());
+    if !config.intercepts() {
+        return Bypass::new(asked.unwrap_or_default(), device);
+    }
+    let mark = match asked {
         Some(mark) => mark,
         None => mark_of(tunnels).await,
     };
-    Bypass::new(mark, config.bypass.device.as_deref())
-        .with_unbypassed_mark(routing::unbypassed_mark(config.bypass.mark))
-}
-
-async fn upstreams(config: &Config, tunnels: &[Link], bypass: &Bypass) -> Vec<Finding> {
-    let rulebook = match Rulebook::new(&config.rules, SharedKernel::default()) {
-        Ok(rulebook) => rulebook,
-        Err(reason) => return vec![error(format!("{reason:#}"))],
-    };
-    let mut findings = Vec::new();
-    for (upstream, via) in routing::sockets(config) {
-        let way = Way::new(&via, bypass);
-        let text = upstream_warning(upstream, way, tunnels, 0, &rulebook).await;
-        findings.extend(text.map(warning));
-    }
-    findings
+    Bypass::new(mark, device).with_unbypassed_mark(routing::unbypassed_mark(asked))
 }
 
 /// The mark that upstream traffic would carry.

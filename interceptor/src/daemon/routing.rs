@@ -11,7 +11,7 @@ use super::shared_kernel::SharedKernel;
 use crate::bypass::Bypass;
 use crate::config::Config;
 use crate::dns::Via;
-use crate::net::{Link, LinkLayer, RouteVia, addresses, routes, wireguard};
+use crate::net::{Link, LinkLayer, RouteError, RouteVia, addresses, routes, wireguard};
 use crate::rules::Transport;
 
 /// Marks our traffic where no tunnel has a mark of its own.
@@ -92,8 +92,8 @@ impl Routing {
         self.route(tunnels, wanted, &mut complaints).await;
         for (upstream, via) in &self.upstreams {
             let way = Way::new(via, &self.bypass);
-            let warning = upstream_warning(*upstream, way, tunnels, self.reader, rulebook).await;
-            complaints.extend(warning);
+            let course = Course::of(*upstream, &way, tunnels, self.reader, rulebook).await;
+            complaints.extend(course.complaint(*upstream));
         }
         for complaint in complaints.difference(&self.reported) {
             warn!("{complaint}");
@@ -251,9 +251,11 @@ impl Routing {
 
 /// How packets to an upstream leave.
 pub(super) struct Way {
-    mark: u32,
+    /// The mark; 0 for none.
+    pub(super) mark: u32,
     device: Option<String>,
-    avoids_tunnels: bool,
+    /// Whether tunnels are no way for it.
+    pub(super) avoids_tunnels: bool,
 }
 
 impl Way {
@@ -285,41 +287,71 @@ pub(super) fn sockets(config: &Config) -> Vec<(SocketAddr, Via)> {
     sockets
 }
 
-/// What is wrong with the way to `upstream`, if anything.
-pub(super) async fn upstream_warning(
-    upstream: SocketAddr,
-    way: Way,
-    tunnels: &[Link],
-    reader: u32,
-    rulebook: &Rulebook,
-) -> Option<String> {
-    let (address, mark) = (upstream.ip(), way.mark);
-    let via = match routes::lookup(address, mark, way.device.as_deref()).await {
-        Ok(via) => via,
-        Err(error) => return Some(format!("upstream {upstream} cannot be reached: {error}")),
-    };
-    if via.interface == reader {
-        return Some(format!(
-            "upstream {upstream} is routed to the reader device, so that queries come back; remove that route"
-        ));
+/// Where what is sent to an upstream goes.
+#[derive(Debug)]
+pub(crate) enum Course {
+    /// Out of the interface with this index.
+    By(u32),
+    /// Into the tunnel of this name, though it is to avoid it.
+    Tunnel {
+        /// The tunnel.
+        name: String,
+        /// Whether a rule takes it there.
+        is_taken: bool,
+    },
+    /// To the reader device, from where it comes back.
+    Reader,
+    /// Nowhere.
+    Nowhere(RouteError),
+}
+
+impl Course {
+    pub(super) async fn of(
+        upstream: SocketAddr,
+        way: &Way,
+        tunnels: &[Link],
+        reader: u32,
+        rulebook: &Rulebook,
+    ) -> Self {
+        let (address, mark) = (upstream.ip(), way.mark);
+        let via = match routes::lookup(address, mark, way.device.as_deref()).await {
+            Ok(via) => via,
+            Err(error) => return Self::Nowhere(error),
+        };
+        if via.interface == reader {
+            return Self::Reader;
+        }
+        let mut tunnels = tunnels.iter();
+        match tunnels.find(|tunnel| tunnel.index == via.interface) {
+            Some(tunnel) if way.avoids_tunnels => Self::Tunnel {
+                name: tunnel.name.clone(),
+                is_taken: mark == 0 && rulebook.takes(Transport::Udp, upstream),
+            },
+            _ => Self::By(via.interface),
+        }
     }
-    if !way.avoids_tunnels {
-        return None;
+
+    /// What is wrong with it for `upstream`, and what would help, if anything.
+    pub(crate) fn complaint(&self, upstream: SocketAddr) -> Option<String> {
+        match self {
+            Self::By(_) => None,
+            Self::Tunnel { name, is_taken } => {
+                let consequence = if *is_taken {
+                    "and a rule takes it there, so that queries would come back"
+                } else {
+                    "so that the tunnel's far end sees the queries"
+                };
+                Some(format!(
+                    "upstream {upstream} is routed into the tunnel {name}, {consequence}; set bypass.device to the interface \
+                     of your uplink, or bypass.mark to a mark that your routing rules send there"
+                ))
+            }
+            Self::Reader => Some(format!(
+                "upstream {upstream} is routed to the reader device, so that queries come back; remove that route"
+            )),
+            Self::Nowhere(error) => Some(format!("upstream {upstream} cannot be reached: {error}")),
+        }
     }
-    let tunnel = tunnels
-        .iter()
-        .find(|tunnel| tunnel.index == via.interface)?;
-    let looped = mark == 0 && rulebook.takes(Transport::Udp, upstream);
-    let consequence = if looped {
-        "and a rule takes it there, so that queries would come back"
-    } else {
-        "so that the tunnel's far end sees the queries"
-    };
-    Some(format!(
-        "upstream {upstream} is routed into the tunnel {}, {consequence}; set bypass.device to the interface of your uplink, \
-         or bypass.mark to a mark that your routing rules send there",
-        tunnel.name
-    ))
 }
 
 /// Whether some route through one of `tunnels` would do for `address`, be it the one taken or not.

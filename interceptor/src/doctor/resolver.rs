@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use super::Point;
 use crate::config::Config;
+use crate::listen::Speaks;
 use crate::net::{links, routes};
+use crate::rules::{Destination, Protocol, Rule, ServiceName, Transport};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const PORT: u16 = 53;
@@ -16,55 +18,100 @@ const PORT: u16 = 53;
 const LISTENING: &str = "0A";
 
 pub(super) async fn examine(config: &Config) -> Vec<Point> {
-    let mut points = vec![resolv_conf(config), port_owners()];
+    let mut points = vec![resolv_conf(config), port_owners(config)];
     for address in &config.addresses {
-        points.push(route(*address).await);
+        points.push(route(*address, config).await);
     }
     points
 }
 
 fn resolv_conf(config: &Config) -> Point {
-    let text = match fs::read_to_string(RESOLV_CONF) {
-        Ok(text) => text,
-        Err(error) => {
-            return Point::doubtful(
-                "resolv.conf",
-                format!("cannot be read: {error}"),
-                format!("write one with {}", nameserver_lines(config)),
-            );
-        }
-    };
-    let servers = nameservers(&text);
+    match fs::read_to_string(RESOLV_CONF) {
+        Ok(text) => judge(config, &nameservers(&text), is_resolved_stub()),
+        Err(error) => Point::doubtful(
+            "resolv.conf",
+            format!("cannot be read: {error}"),
+            format!("write one with {}", nameserver_line(config)),
+        ),
+    }
+}
+
+/// `is_stub` says that the file is one of systemd-resolved's.
+fn judge(config: &Config, servers: &[IpAddr], is_stub: bool) -> Point {
+    let topic = "resolv.conf";
     let listed: Vec<String> = servers.iter().map(ToString::to_string).collect();
     let found = match listed.as_slice() {
         [] => "names no server".to_owned(),
         _ => listed.join(", "),
     };
-    if servers
-        .first()
-        .is_some_and(|it| config.addresses.contains(it))
-    {
-        return Point::good("resolv.conf", found);
+    if config.rules.iter().any(takes_all_dns) {
+        let found = format!("{found}; whatever is asked by way of a tunnel is intercepted");
+        return Point::good(topic, found);
     }
-    let is_stub = servers
-        .first()
-        .is_some_and(|it| it.is_loopback() && is_resolved_stub());
-    let advice = match (is_stub, config.interfaces.first(), config.addresses.first()) {
-        (true, Some(interface), Some(address)) => {
-            format!("systemd-resolved asks others: resolvectl dns {interface} {address}")
-        }
-        _ => format!(
+    if servers.first().is_some_and(|it| is_answered(config, *it)) {
+        return Point::good(topic, found);
+    }
+    let is_stub = is_stub && servers.first().is_some_and(IpAddr::is_loopback);
+    let advice = match (is_stub, config.interfaces.first(), address(config)) {
+        (true, Some(interface), Some(address)) => format!(
+            "systemd-resolved asks others: resolvectl dns {interface} {address}, and resolvectl domain {interface} '~.'"
+        ),
+        (true, None, Some(address)) => format!(
+            "systemd-resolved asks others: DNS={address} and Domains=~. in /etc/systemd/resolved.conf"
+        ),
+        (_, Some(_), _) => format!(
             "programs ask another server; write {}, or `DNS =` in wg-quick's file",
-            nameserver_lines(config)
+            nameserver_line(config)
+        ),
+        _ => format!(
+            "programs ask another server; write {}",
+            nameserver_line(config)
         ),
     };
-    Point::doubtful("resolv.conf", found, advice)
+    Point::doubtful(topic, found, advice)
 }
 
-fn nameserver_lines(config: &Config) -> String {
-    match config.addresses.first() {
+/// Whether queries are intercepted whichever server they are sent to.
+fn takes_all_dns(rule: &Rule) -> bool {
+    rule.destination == Destination::Any
+        && rule.service == ServiceName::Dns
+        && rule.port.is_none_or(|port| port == PORT)
+        && rule.protocol.is_none_or(|it| it == Protocol::Udp)
+}
+
+/// Whether the daemon is asked by those who ask `server` at port 53.
+fn is_answered(config: &Config, server: IpAddr) -> bool {
+    config.addresses.contains(&server)
+        || listeners(config).any(|it| {
+            it.ip() == server
+                || it.ip().is_unspecified()
+                    && it.is_ipv4() == server.is_ipv4()
+                    && server.is_loopback()
+        })
+}
+
+/// Listeners that a resolv.conf can name.
+fn listeners(config: &Config) -> impl Iterator<Item = SocketAddr> {
+    let plain = config.listens.iter().filter(
+        |it| matches!(&it.speaks, Speaks::Plain(transports) if transports.contains(&Transport::Udp)),
+    );
+    plain.map(|it| it.address).filter(|it| it.port() == PORT)
+}
+
+/// Where programs of this host would ask the daemon.
+fn address(config: &Config) -> Option<IpAddr> {
+    let listened = listeners(config).map(|it| match it.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    });
+    config.addresses.iter().copied().chain(listened).next()
+}
+
+fn nameserver_line(config: &Config) -> String {
+    match address(config) {
         Some(address) => format!("`nameserver {address}` into {RESOLV_CONF}"),
-        None => "a virtual address into it".to_owned(),
+        None => "an address there at which the daemon answers at port 53".to_owned(),
     }
 }
 
@@ -85,8 +132,8 @@ fn nameservers(text: &str) -> Vec<IpAddr> {
         .collect()
 }
 
-/// Nothing of ours needs the port; who owns it is what people ask first.
-fn port_owners() -> Point {
+/// Who owns it is what people ask first. Whether a listener can have it is for the configuration's points.
+fn port_owners(config: &Config) -> Point {
     let mut inodes = BTreeSet::new();
     for (file, state) in [
         ("udp", None),
@@ -105,10 +152,12 @@ fn port_owners() -> Point {
             names.into_iter().collect::<Vec<_>>().join(", ")
         ),
     };
-    Point::good(
-        "port 53",
-        format!("{found}; virtual addresses need no port of the host"),
-    )
+    let need = match config.listens.iter().find(|it| it.address.port() == PORT) {
+        Some(listen) => format!("; a listener is to be at {}", listen.address),
+        None if config.intercepts() => "; virtual addresses need no port of the host".to_owned(),
+        None => String::new(),
+    };
+    Point::good("port 53", format!("{found}{need}"))
 }
 
 /// Inodes of the sockets at local port `port` in a table such as /proc/net/udp, in `state` if one is given.
@@ -151,21 +200,139 @@ fn owners(inodes: &BTreeSet<u64>) -> BTreeSet<String> {
     names
 }
 
-async fn route(address: IpAddr) -> Point {
-    let topic = format!("route to {address}");
-    match routes::lookup(address, 0, None).await {
+async fn route(address: IpAddr, config: &Config) -> Point {
+    let way = match routes::lookup(address, 0, None).await {
+        Ok(via) if via.local => RouteTo::Here,
         Ok(via) => {
-            let name =
-                links::name_of(via.interface).unwrap_or_else(|| "an unnamed interface".to_owned());
-            Point::good(topic, format!("by {name}"))
+            let name = links::name_of(via.interface);
+            RouteTo::Interface(name.unwrap_or_else(|| "an unnamed interface".to_owned()))
         }
-        Err(_) => Point::good(topic, "none; the daemon adds one to its own device"),
+        Err(_) => RouteTo::Nothing,
+    };
+    let links = links::list_names();
+    let is_waited_for = config.interfaces.iter().any(|it| !links.contains(it));
+    judge_route(address, &way, config, is_waited_for)
+}
+
+/// Where packets to a virtual address go.
+enum RouteTo {
+    Here,
+    Interface(String),
+    Nothing,
+}
+
+/// `is_waited_for` says that a tunnel is not there yet, with which its routes may come.
+fn judge_route(address: IpAddr, way: &RouteTo, config: &Config, is_waited_for: bool) -> Point {
+    let topic = format!("route to {address}");
+    let found = match way {
+        RouteTo::Here => {
+            return Point::doubtful(
+                topic,
+                "it is one of this host's own addresses, so that no packet to it gets to a tunnel",
+                "choose an address that no host owns, or take it off its interface",
+            );
+        }
+        RouteTo::Interface(name) if config.interfaces.contains(name) => {
+            return Point::good(topic, format!("by {name}, a tunnel"));
+        }
+        RouteTo::Interface(name) if is_reader(name, config) => {
+            return Point::good(topic, format!("by {name}, the daemon's own device"));
+        }
+        RouteTo::Interface(name) => format!("by {name}"),
+        RouteTo::Nothing => "none".to_owned(),
+    };
+    if config.reader.routes {
+        return Point::good(
+            topic,
+            format!("{found}; the daemon adds one to its own device"),
+        );
+    }
+    let advice = format!(
+        "route it to a tunnel, as by AllowedIPs = {address} in wg-quick's file, or let the daemon add a route (without \
+         --no-routes)"
+    );
+    if is_waited_for {
+        let found = format!("{found}, as long as a tunnel is not there");
+        return Point::doubtful(topic, found, advice);
+    }
+    let found = format!("{found}, and so to no tunnel, and the daemon is to add none");
+    Point::bad(topic, found, advice)
+}
+
+fn is_reader(name: &str, config: &Config) -> bool {
+    match &config.reader.device {
+        Some(device) => device == name,
+        None => name.starts_with("icept"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::Verdict;
+    use crate::doctor::testing::config;
+
+    const TUNNEL: &str = "[tunnel]\ninterfaces = [\"wg0\"]\n";
+
+    #[test]
+    fn a_server_that_is_the_daemon_is_good_by_virtual_address_and_by_listener() {
+        let listening = |address: &str| format!("[[listen]]\naddress = \"{address}\"\n");
+        for (toml, server, verdict) in [
+            (TUNNEL.to_owned(), "10.30.30.30", Verdict::Good),
+            (TUNNEL.to_owned(), "192.0.2.1", Verdict::Doubtful),
+            (listening("127.0.0.1:53"), "127.0.0.1", Verdict::Good),
+            (listening("0.0.0.0:53"), "127.0.0.1", Verdict::Good),
+            (listening("127.0.0.1:5353"), "127.0.0.1", Verdict::Doubtful),
+            (listening("127.0.0.1:53"), "192.0.2.1", Verdict::Doubtful),
+            (
+                format!("{TUNNEL}[[rule]]\ndestination = \"any\"\nport = 53\n"),
+                "192.0.2.1",
+                Verdict::Good,
+            ),
+        ] {
+            let point = judge(&config(&toml), &[server.parse().unwrap()], false);
+            assert_eq!(point.verdict, verdict, "{toml}: {server}");
+        }
+    }
+
+    #[test]
+    fn advice_names_where_the_daemon_answers() {
+        let listening = config("[[listen]]\naddress = \"127.0.0.1:53\"\n");
+        for (config, is_stub, part) in [
+            (&config(TUNNEL), false, "`nameserver 10.30.30.30`"),
+            (&config(TUNNEL), true, "resolvectl domain wg0 '~.'"),
+            (&listening, false, "`nameserver 127.0.0.1`"),
+            (&listening, true, "DNS=127.0.0.1"),
+        ] {
+            let server = if is_stub { "127.0.0.53" } else { "192.0.2.1" };
+            let point = judge(config, &[server.parse().unwrap()], is_stub);
+            let advice = point.advice.unwrap_or_default();
+            assert!(advice.contains(part), "{part}: {advice}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_no_tunnel_carries_is_bad_only_where_no_route_is_added() {
+        let (with, without) = (
+            config(TUNNEL),
+            config(&format!("{TUNNEL}[reader]\nroutes = \"off\"\n")),
+        );
+        let by = |name: &str| RouteTo::Interface(name.to_owned());
+        for (way, config, is_waited_for, verdict) in [
+            (by("wg0"), &without, false, Verdict::Good),
+            (by("icept0"), &without, false, Verdict::Good),
+            (by("eth0"), &with, false, Verdict::Good),
+            (RouteTo::Nothing, &with, false, Verdict::Good),
+            (by("eth0"), &without, false, Verdict::Bad),
+            (RouteTo::Nothing, &without, false, Verdict::Bad),
+            (RouteTo::Nothing, &without, true, Verdict::Doubtful),
+            (RouteTo::Here, &with, false, Verdict::Doubtful),
+        ] {
+            let address = [10, 30, 30, 30].into();
+            let point = judge_route(address, &way, config, is_waited_for);
+            assert_eq!(point.verdict, verdict, "{}", point.found);
+        }
+    }
 
     #[test]
     fn servers_are_read_in_order_without_scopes_and_comments() {

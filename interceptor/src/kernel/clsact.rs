@@ -17,6 +17,8 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
 use tracing::warn;
 
+use super::hooks::Hook;
+
 /// `TC_H_CLSACT`, where the qdisc hangs.
 const CLSACT: TcHandle = TcHandle {
     major: 0xffff,
@@ -81,9 +83,19 @@ pub(super) fn tidy(interface: u32) {
     }
 }
 
-/// How many messages the kernel describes the interface's egress filters with; none is no filter.
-pub(super) fn egress_filters(interface: u32) -> io::Result<usize> {
-    filters(interface, EGRESS).map(|filters| filters.len())
+/// The names of the programs that the filters of a hook run, the one that runs first before the others, and how many messages
+/// the kernel describes the filters with; none is no filter.
+pub(super) fn hung(interface: u32, hook: Hook) -> io::Result<(Vec<String>, usize)> {
+    let hook = match hook {
+        Hook::Ingress => INGRESS,
+        Hook::Egress => EGRESS,
+    };
+    let filters = filters(interface, hook)?;
+    let mut programs: Vec<ProgramFilter> =
+        filters.iter().filter_map(|it| parse_filter(it)).collect();
+    programs.sort_by_key(|filter| filter.info >> 16);
+    let names = programs.into_iter().map(|filter| filter.name).collect();
+    Ok((names, filters.len()))
 }
 
 /// Those of the interface's egress filters that run BPF programs; none where the interface is gone.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, fs, io, mem};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions};
@@ -38,7 +38,7 @@ use crate::config::AttachMode;
 use crate::rules::{Compiled, RuleId};
 use answers::Answers;
 pub(crate) use capabilities::Capability;
-pub(crate) use hooks::{has_tcx, neighbours};
+pub(crate) use hooks::{Hook, Hung, has_tcx, hung};
 use load_error::LoadError;
 pub(crate) use memory::release_unused;
 use plain::Plain;
@@ -184,13 +184,44 @@ impl Kernel {
         })
     }
 
-    /// Has the kernel verify every program of the object, attached or not.
-    pub fn verify(&mut self) -> Result<()> {
+    /// Has the kernel verify what the daemon would attach, to interfaces of either layer. Gives the reason where it refuses
+    /// no more than the programs that answer, so that the daemon would give all answers itself.
+    pub(crate) fn verify(&mut self) -> Result<Option<Error>> {
         let object = self.object.as_deref();
-        for program in Program::ALL {
-            classifier(&mut self.ebpf, object, program)?;
+        let mut refused = None;
+        for layer in [LinkLayer::Ip, LinkLayer::Ethernet] {
+            classifier(&mut self.ebpf, object, Program::Return(layer))?;
+            let plain = classifier(&mut self.ebpf, object, Program::PlainEgress(layer)).map(|_| ());
+            if self.answers.capacity() == 0 {
+                plain?;
+                continue;
+            }
+            let answering = classifier(&mut self.ebpf, object, Program::Egress(layer));
+            if let Err(refusal) = answering.map(|_| ()) {
+                if plain.is_err() {
+                    return Err(refusal);
+                }
+                refused = Some(refusal);
+            }
         }
-        Ok(())
+        Ok(refused)
+    }
+
+    /// Whether the kernel compiles its programs, rather than interpreting them.
+    pub(crate) fn is_compiled(&mut self) -> Result<bool> {
+        let program = Program::Return(LinkLayer::Ip);
+        let program = classifier(&mut self.ebpf, self.object.as_deref(), program)?;
+        let info = program.info().context("cannot ask about a program")?;
+        Ok(info.size_jitted() > 0)
+    }
+
+    /// Attaches the classifier to the loopback device of the caller's network namespace, and takes it off again.
+    pub(crate) fn try_attaching(&mut self, mode: AttachMode) -> Result<Attached> {
+        let name = "lo";
+        let index = if_nametoindex(name).context("there is no loopback device")?;
+        let attached = self.tap(name, index, LinkLayer::Ethernet, mode);
+        self.untap(index);
+        attached
     }
 
     /// The classifier for interfaces of this layer, loaded. Where the kernel refuses the one that answers, there is a
@@ -479,16 +510,6 @@ impl fmt::Display for Attached {
 }
 
 impl Program {
-    const ALL: [Self; 7] = [
-        Self::Egress(LinkLayer::Ip),
-        Self::Egress(LinkLayer::Ethernet),
-        Self::PlainEgress(LinkLayer::Ip),
-        Self::PlainEgress(LinkLayer::Ethernet),
-        Self::Return(LinkLayer::Ip),
-        Self::Return(LinkLayer::Ethernet),
-        Self::Empty,
-    ];
-
     fn name(self) -> &'static str {
         match self {
             Self::Egress(LinkLayer::Ip) => "icept_egress_l3",
@@ -503,15 +524,10 @@ impl Program {
 }
 
 fn remove_leftovers(name: &str, index: u32, is_alive: impl Fn(u32) -> bool) -> io::Result<()> {
-    let ours = [Program::Egress, Program::PlainEgress]
-        .into_iter()
-        .flat_map(|program| [LinkLayer::Ip, LinkLayer::Ethernet].map(program))
-        .map(Program::name)
-        .collect::<Vec<_>>();
     let filters = clsact::egress_programs(index)?;
     let dead = filters
         .iter()
-        .filter(|filter| ours.contains(&filter.name.as_str()) && !is_alive(filter.handle));
+        .filter(|filter| is_classifier(&filter.name) && !is_alive(filter.handle));
     let mut removed = false;
     for filter in dead {
         clsact::remove_egress(index, filter)?;
@@ -525,6 +541,14 @@ fn remove_leftovers(name: &str, index: u32, is_alive: impl Fn(u32) -> bool) -> i
         clsact::tidy(index);
     }
     Ok(())
+}
+
+/// Whether a program of this name is a classifier of ours.
+fn is_classifier(name: &str) -> bool {
+    [Program::Egress, Program::PlainEgress]
+        .into_iter()
+        .flat_map(|program| [LinkLayer::Ip, LinkLayer::Ethernet].map(program))
+        .any(|program| program.name() == name)
 }
 
 /// The program, loaded at its first use.

@@ -60,7 +60,40 @@ fn an_interface_that_is_gone_is_forgotten_and_one_that_is_not_keeps_its_filter()
         let filters = clsact::egress_programs(bridge).expect("asking for filters");
         assert_eq!(filters.len(), 1, "nothing was asked of the kernel");
         run("ip link del br0");
-        assert_eq!(clsact::egress_filters(bridge).expect("asking"), 0);
+        let (_, filters) = clsact::hung(bridge, Hook::Egress).expect("asking");
+        assert_eq!(filters, 0);
+    });
+}
+
+#[test]
+fn what_hangs_on_a_hook_is_told_with_whether_it_is_ours() {
+    in_namespace(async || {
+        let mut kernel = kernel(9);
+        let bridge = tapped_bridge(&mut kernel);
+
+        let egress = hung("br0", bridge, Hook::Egress).expect("asking for egress");
+        let ingress = hung("br0", bridge, Hook::Ingress).expect("asking for ingress");
+
+        let ours = Hung {
+            what: "icept_plain_l2 (clsact)".to_owned(),
+            is_ours: true,
+            is_tcx: false,
+        };
+        assert_eq!((egress, ingress), (vec![ours], vec![]));
+    });
+}
+
+#[test]
+fn a_trial_says_what_would_be_taken_and_leaves_nothing() {
+    in_namespace(async || {
+        let mut kernel = Kernel::load(None, 16).expect("loading the programs, which takes root");
+
+        let refused = kernel.verify().expect("programs that a kernel takes");
+        let attached = kernel.try_attaching(AttachMode::Clsact);
+
+        assert!(refused.is_none(), "{refused:?}");
+        assert_eq!(attached.expect("attaching"), Attached::Clsact);
+        assert!(!run("tc qdisc show dev lo").contains("clsact"));
     });
 }
 

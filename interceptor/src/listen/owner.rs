@@ -18,6 +18,11 @@ pub(super) fn of(address: SocketAddr, transport: Transport) -> Option<String> {
     holder(address, transport, |pid| pid != process::id())
 }
 
+/// Whether the process `pid` has `address`'s port.
+pub(super) fn has(pid: u32, address: SocketAddr, transport: Transport) -> bool {
+    holder(address, transport, |other| other == pid).is_some()
+}
+
 fn holder(
     address: SocketAddr,
     transport: Transport,

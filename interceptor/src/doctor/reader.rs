@@ -1,0 +1,44 @@
+//! How intercepted packets would reach the daemon.
+
+use super::Point;
+use crate::config::Config;
+use crate::reader::af_xdp::AfXdpReader;
+use crate::reader::{self, Kind};
+
+const TUN: &str =
+    "load the module (modprobe tun); give a container the device (--device /dev/net/tun)";
+
+pub(super) async fn examine(config: &Config) -> Vec<Point> {
+    let topic = "reader";
+    let found = reader::find(config.reader.mode).await;
+    let taken = found.as_ref().ok().map(|(kind, _)| *kind);
+    let point = match found {
+        Ok((kind, None)) => Point::good(topic, kind.to_string()),
+        Ok((kind, Some((preferred, reason)))) => Point::doubtful(
+            topic,
+            format!("no {preferred} reader, {kind} is taken: {reason:#}"),
+            TUN,
+        ),
+        Err(reason) => Point::bad(
+            topic,
+            format!("{reason:#}"),
+            format!("{TUN}; or let the daemon take what is to be had (--reader auto)"),
+        ),
+    };
+    let mut points = vec![point];
+    // Otherwise that line has told.
+    if taken == Some(Kind::Tun) {
+        points.push(af_xdp());
+    }
+    points
+}
+
+fn af_xdp() -> Point {
+    match AfXdpReader::probe() {
+        Ok(()) => Point::good("AF_XDP", "sockets, rings and an XDP program are to be had"),
+        Err(error) => Point::good(
+            "AF_XDP",
+            format!("not to be had, and not needed, because the reader is tun: {error}"),
+        ),
+    }
+}
