@@ -583,7 +583,8 @@ fn plots_of_report(folder: &Path) -> Vec<String> {
     let file = |line: &str| {
         let (_, file) = line.strip_prefix("![")?.rsplit_once("](")?;
         let file = file.strip_suffix(')')?;
-        (file.ends_with(".svg") && !file.contains('/')).then(|| file.to_owned())
+        let is_plot = Path::new(file).extension().is_some_and(|it| it == "svg");
+        (is_plot && !file.contains('/')).then(|| file.to_owned())
     };
     text.lines().filter_map(file).collect()
 }

@@ -29,6 +29,17 @@ pub(crate) struct Suite {
     pub(crate) tails: bool,
 }
 
+impl Suite {
+    /// For how long queries are sent at fixed times.
+    fn rate_time(&self, extent: &Extent) -> Duration {
+        if self.tails {
+            extent.rate_with_tail
+        } else {
+            extent.rate
+        }
+    }
+}
+
 /// All peers that can forward in this way, as subjects.
 pub(crate) fn peers(way: Way) -> impl Iterator<Item = Subject> {
     let able = Software::ALL.into_iter();
@@ -139,7 +150,7 @@ pub(crate) fn expected(suite: &Suite, effort: Effort) -> Duration {
         };
         WARM_UP
             + case.latency_time(&extent)
-            + when(RATE_50, case.rate_time(suite, &extent))
+            + when(RATE_50, suite.rate_time(&extent))
             + when(THROUGHPUT, extent.throughput * case.loads.len() as u32)
             + when(
                 DNSPERF,
@@ -327,15 +338,6 @@ impl Case {
         extent.latency * if self.is_far { 2 } else { 1 }
     }
 
-    /// For how long queries are sent at fixed times.
-    fn rate_time(&self, suite: &Suite, extent: &Extent) -> Duration {
-        if suite.tails {
-            extent.rate_with_tail
-        } else {
-            extent.rate
-        }
-    }
-
     fn server(&self, running: &Running) -> SocketAddr {
         if self.v6 { running.v6 } else { running.v4 }
     }
@@ -502,7 +504,7 @@ impl Session<'_> {
             server: self.server,
             transport: self.transport,
             pace: Pace::Rate(RATE),
-            time: self.case.rate_time(self.suite, self.extent),
+            time: self.suite.rate_time(self.extent),
         };
         let outcome = plan.run(&self.stage.client, names)?;
         percentiles([RATE_50, RATE_99, RATE_999], &outcome, figures);
