@@ -62,7 +62,12 @@ const SUITES: [Suite; 5] = [
         left_out: &[
             "attaching::a_second_daemon_on_the_same_control_socket",
             "device::the_reader_that_was_asked_for",
+            "doctor::a_tunnel_that_is_not_there",
+            "doctor::a_virtual_address",
+            "doctor::an_upstream",
+            "doctor::upstreams",
             "doctor::what_would_not_work",
+            "doctor::where_bpf",
             "kernel_answers::names_that_only_the_kernel_sees_stay",
             "kernel_answers::other_upstreams_and_routes",
             "kernel_answers::switched_off",

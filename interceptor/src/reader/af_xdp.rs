@@ -555,7 +555,7 @@ mod tests {
             let reader = AfXdpReader::create(None, 1420, Duration::ZERO).await;
             let reader = reader.unwrap();
             let transmitter = reader.transmitter();
-            let send = |count| {
+            let dropped_after = |count| {
                 for _ in 0..count {
                     transmitter.transmit(&PACKET);
                 }
@@ -563,11 +563,11 @@ mod tests {
                 transmitter.dropped()
             };
 
-            let sent = send(5);
+            let sent = dropped_after(5);
             set(reader.name(), "down");
-            let down = send(7);
+            let down = dropped_after(7);
             set(reader.name(), "up");
-            (sent, down, send(5))
+            (sent, down, dropped_after(5))
         };
 
         let dropped = namespace.enter(|| runtime.block_on(scenario)).unwrap();
