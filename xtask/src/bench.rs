@@ -21,8 +21,8 @@ const SUITES: [(&str, &[&str]); 6] = [
     ("scale", &["iproute2", "knot", "unbound"]),
 ];
 
-/// What a WireGuard tunnel between namespaces takes.
-const TUNNEL: [&str; 3] = ["iproute2", "wireguard-go", "wireguard-tools"];
+/// What a WireGuard tunnel between namespaces takes, and bulk TCP through it.
+const TUNNEL: [&str; 4] = ["iperf3", "iproute2", "wireguard-go", "wireguard-tools"];
 
 /// What answers beside interceptor, and what asks.
 const PEERS: [&str; 10] = [
