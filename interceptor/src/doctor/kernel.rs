@@ -17,6 +17,8 @@ const HOOK: &str = "TC hook";
 
 const JIT: &str = "BPF JIT";
 
+const AUTO: &str = "leave `attach` at \"auto\", which takes clsact here";
+
 pub(super) fn examine(config: &Config) -> Vec<Point> {
     let mut points = vec![
         version(config),
@@ -147,7 +149,12 @@ fn hook(config: &Config, kernel: &mut Kernel) -> Point {
             config,
             HOOK,
             format!("a program cannot be attached: {error:#}"),
-            "leave `attach` at \"auto\"; clsact takes the module sch_ingress and cls_bpf (modprobe cls_bpf)",
+            match config.attach {
+                AttachMode::Tcx => AUTO,
+                AttachMode::Auto | AttachMode::Clsact => {
+                    "clsact takes the kernel's modules sch_ingress and cls_bpf (modprobe cls_bpf)"
+                }
+            },
         ),
         Err(error) => untried_hook(config, kernel::has_tcx(), &error.to_string()),
     }
@@ -162,7 +169,7 @@ fn untried_hook(config: &Config, has_tcx: bool, why: &str) -> Point {
             config,
             HOOK,
             "no TCX, which came with Linux 6.6".to_owned(),
-            "leave `attach` at \"auto\", which takes clsact here",
+            AUTO,
         ),
         _ => Point::doubtful(
             HOOK,

@@ -1,7 +1,7 @@
 //! How intercepted packets would reach the daemon.
 
 use super::Point;
-use crate::config::Config;
+use crate::config::{Config, ReaderMode};
 use crate::reader::af_xdp::AfXdpReader;
 use crate::reader::{self, Kind};
 
@@ -16,14 +16,10 @@ pub(super) async fn examine(config: &Config) -> Vec<Point> {
         Ok((kind, None)) => Point::good(topic, kind.to_string()),
         Ok((kind, Some((preferred, reason)))) => Point::doubtful(
             topic,
-            format!("no {preferred} reader, {kind} is taken: {reason:#}"),
+            format!("no {preferred} reader, {kind} is taken: {reason}"),
             TUN,
         ),
-        Err(reason) => Point::bad(
-            topic,
-            format!("{reason:#}"),
-            format!("{TUN}; or let the daemon take what is to be had (--reader auto)"),
-        ),
+        Err(reason) => Point::bad(topic, reason.to_string(), advice(config.reader.mode)),
     };
     let mut points = vec![point];
     // Otherwise that line has told.
@@ -31,6 +27,16 @@ pub(super) async fn examine(config: &Config) -> Vec<Point> {
         points.push(af_xdp());
     }
     points
+}
+
+fn advice(mode: ReaderMode) -> String {
+    match mode {
+        ReaderMode::Auto => TUN.to_owned(),
+        ReaderMode::Tun => {
+            format!("{TUN}; or let the daemon take what is to be had (--reader auto)")
+        }
+        ReaderMode::AfXdp => "let the daemon take what is to be had (--reader auto)".to_owned(),
+    }
 }
 
 fn af_xdp() -> Point {

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use aya::programs::{SchedClassifier, TcAttachType};
 
-use super::{clsact, is_classifier};
+use super::{Capability, clsact, is_classifier};
 
 /// One of the two TC hooks of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,9 @@ pub(crate) fn has_tcx() -> bool {
 /// What hangs on a hook of the interface with this name and index: TCX programs by name, then the filters of clsact, as one
 /// where they run no programs.
 pub(crate) fn hung(name: &str, index: u32, hook: Hook) -> Result<Vec<Hung>> {
+    if Capability::missing().contains(&Capability::NetAdmin) {
+        bail!("that takes CAP_NET_ADMIN");
+    }
     let mut hung = Vec::new();
     if has_tcx() {
         let kind = match hook {

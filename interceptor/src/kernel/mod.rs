@@ -2,6 +2,7 @@
 
 pub mod answers;
 mod capabilities;
+mod clock;
 mod clsact;
 mod grace;
 mod hooks;
@@ -38,6 +39,7 @@ use crate::config::AttachMode;
 use crate::rules::{Compiled, RuleId};
 use answers::Answers;
 pub(crate) use capabilities::Capability;
+pub(crate) use clock::is_clock_synchronised;
 pub(crate) use hooks::{Hook, Hung, has_tcx, hung};
 use load_error::LoadError;
 pub(crate) use memory::release_unused;
