@@ -118,7 +118,7 @@ fn a_tunnel_that_is_not_there_is_waited_for() -> Result<()> {
 }
 
 #[test]
-fn upstreams_that_none_of_can_be_reached_are_bad_with_listeners_alone_too() -> Result<()> {
+fn upstreams_none_of_which_can_be_reached_are_bad_with_listeners_alone_too() -> Result<()> {
     let namespace = Namespace::new("doctor")?;
     let topic = "upstream 192.0.2.53:53";
     let listening = [
