@@ -54,15 +54,16 @@ pub async fn check(config: &Config) -> Vec<Finding> {
 pub(crate) async fn obstacles(config: &Config, running: Option<Running>) -> Vec<Finding> {
     let mut findings = listeners(config, running);
     findings.extend(shared_cache(config).into_iter().map(warning));
+    let tunnels = present(config).await;
     if config.intercepts() {
         findings.extend(reader_device(config, running).await);
-        for tunnel in present(config).await {
-            findings.extend(taken(&tunnel, config.share, running).map(error));
+        for tunnel in &tunnels {
+            findings.extend(taken(tunnel, config.share, running).map(error));
         }
         findings.extend(covered_upstreams(config).into_iter().map(warning));
         findings.extend(own_addresses(config).await.into_iter().map(warning));
     }
-    let bypass = bypass(config, &present(config).await).await;
+    let bypass = bypass(config, &tunnels).await;
     if !config.intercepts() {
         findings.extend(bypass.check().err().map(|reason| error(reason.to_string())));
     }
