@@ -19,20 +19,22 @@ pub(crate) struct TestBinary {
 
 /// The daemon, as it ships.
 pub(crate) fn daemon(release: bool) -> anyhow::Result<PathBuf> {
-    build(&["interceptor"], "interceptor", release)
+    let folder = build(&["interceptor"], &["interceptor"], release)?;
+    Ok(folder.join("interceptor"))
 }
 
 /// The daemon and the demonstration.
 pub(crate) fn daemon_and_demo() -> anyhow::Result<(PathBuf, PathBuf)> {
     // With the features that both ask for, so that what they share is built once.
     let packages = ["interceptor", "interceptor-tests"];
-    let demo = build(&packages, "demo", false)?;
-    Ok((build(&packages, "interceptor", false)?, demo))
+    let folder = build(&packages, &["interceptor", "demo"], false)?;
+    Ok((folder.join("interceptor"), folder.join("demo")))
 }
 
 /// The benchmark.
 pub(crate) fn bench() -> anyhow::Result<PathBuf> {
-    build(&["interceptor-tests"], "bench", true)
+    let folder = build(&["interceptor-tests"], &["bench"], true)?;
+    Ok(folder.join("bench"))
 }
 
 /// The daemon and every test binary. What they share is built once, with the features that any of them asks for.
@@ -64,20 +66,24 @@ fn test_binary(message: &Value) -> Option<TestBinary> {
     })
 }
 
-fn build(packages: &[&str], binary: &str, release: bool) -> anyhow::Result<PathBuf> {
+/// Gives the folder in which cargo puts the binaries.
+fn build(packages: &[&str], binaries: &[&str], release: bool) -> anyhow::Result<PathBuf> {
     let mut cargo = command::cargo();
     cargo
         .current_dir(workspace::root()?)
-        .args(["build", "--locked", "--bin", binary]);
+        .args(["build", "--locked"]);
     for package in packages {
         cargo.args(["--package", package]);
+    }
+    for binary in binaries {
+        cargo.args(["--bin", binary]);
     }
     if release {
         cargo.arg("--release");
     }
     command::run(&mut cargo)?;
     let profile = if release { "release" } else { "debug" };
-    Ok(workspace::target()?.join(profile).join(binary))
+    Ok(workspace::target()?.join(profile))
 }
 
 #[cfg(test)]
