@@ -1,7 +1,7 @@
 //! The daemon's library: everything the `interceptor` binary does, from the command line down to the packets.
 //!
 //! Dependencies point downwards: `cli → {daemon, doctor} → {control, kernel, reader, netstack, listen, dns}`, and all of them
-//! may use the small shared vocabulary of `rules`, `service` and `bypass`.
+//! may use the small shared vocabulary of `rules`, `service`, `bypass` and `hash`.
 
 pub mod bypass;
 pub mod cli;
@@ -10,6 +10,7 @@ pub mod control;
 pub mod daemon;
 pub mod dns;
 pub mod doctor;
+pub mod hash;
 pub mod kernel;
 pub mod listen;
 pub mod net;

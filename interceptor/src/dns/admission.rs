@@ -1,11 +1,11 @@
 //! Leave to have queries in flight: so many in all, and so many for one client that others have room beside it.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{MAX_IN_FLIGHT, MAX_IN_FLIGHT_PER_CLIENT};
+use crate::hash::HashMap;
 
 /// Counts queries in flight by their client's address.
 #[derive(Debug, Default)]

@@ -11,7 +11,7 @@ mod special;
 mod write;
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 pub use self::config::NamesConfig;
@@ -20,6 +20,7 @@ pub use self::hosts::{HostsError, read as read_hosts};
 pub use self::name::{Name, NameError};
 use self::name::{parent, suffixes};
 use super::wire::Rcode;
+use crate::hash::HashMap;
 
 /// TTL in seconds of records that name none, and of negative answers.
 pub const DEFAULT_TTL: u32 = 300;
@@ -127,7 +128,7 @@ impl Records {
         ttl: u32,
     ) -> Self {
         let mut records = Self {
-            nodes: HashMap::new(),
+            nodes: HashMap::default(),
             negative_ttl: ttl,
             configured: 0,
             has_aliases: entries.iter().any(Entry::is_alias),

@@ -1,6 +1,6 @@
 //! The rules in the kernel: two banks of them, of which one counts, so that a ruleset changes in one step.
 
-use std::collections::HashMap;
+use crate::hash::HashMap;
 use std::hash::Hash;
 
 use anyhow::{Context as _, Result};
@@ -124,7 +124,7 @@ impl Tables {
 
 impl<K, V> Default for Mirror<K, V> {
     fn default() -> Self {
-        Self(HashMap::new())
+        Self(HashMap::default())
     }
 }
 

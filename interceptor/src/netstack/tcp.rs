@@ -16,7 +16,7 @@
 //! answer is on its way. What they let live without a byte for twice as long, or for [`BACKSTOP_MIN`] where that is
 //! longer, is ended here.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,6 +34,7 @@ use super::packet::IpPacket;
 use super::stream::{Attention, Connection, TcpStream};
 use super::timeline::{Item, Timeline};
 use crate::config::TcpConfig;
+use crate::hash::HashMap;
 use crate::rules::Transport;
 use crate::service::{Directory, Flow, Service};
 
@@ -160,9 +161,9 @@ impl Connections {
             max_half_open: HALF_OPEN_MIN,
             draining: false,
             next_id: 0,
-            open: HashMap::new(),
-            half_open: HashMap::new(),
-            time_wait: HashMap::new(),
+            open: HashMap::default(),
+            half_open: HashMap::default(),
+            time_wait: HashMap::default(),
             arrivals: VecDeque::new(),
             timers: Timeline::default(),
             activity: Timeline::default(),

@@ -1,6 +1,6 @@
 //! A set of rules without contradictions, and its compiled form: the tables that kernel and user space look up.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use interceptor_ebpf::classify::{self, Rules};
@@ -13,6 +13,7 @@ use interceptor_ebpf::{Address, protocol};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Destination, Protocol, Rule, RuleError, RuleId, ServiceName, Transport};
+use crate::hash::HashMap;
 
 /// The policy under which the kernel answers what rules of the DNS service take; all of them have the same.
 pub const ANSWERS_POLICY: u16 = 1;
@@ -138,9 +139,9 @@ impl Compiled {
 
         let mut compiled = Self {
             filter: filter(set),
-            exact: HashMap::new(),
-            prefixes: HashMap::new(),
-            ports: HashMap::new(),
+            exact: HashMap::default(),
+            prefixes: HashMap::default(),
+            ports: HashMap::default(),
             lengths: Vec::new(),
         };
         let mut base = Effective::default();
@@ -148,7 +149,7 @@ impl Compiled {
         base.table = Some(ANY_TABLE);
         compiled.add_table(ANY_TABLE, &base);
         let mut next_table = ANY_TABLE + 1;
-        let mut effective: HashMap<Prefix, Effective> = HashMap::new();
+        let mut effective: HashMap<Prefix, Effective> = HashMap::default();
         // Shorter prefixes come first, so that every parent is there when its children ask.
         for ((length, prefix), rules) in &own {
             let parent = compiled

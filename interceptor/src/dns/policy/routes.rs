@@ -1,6 +1,6 @@
 //! Which domain a name belongs to: the longest of those configured, label by label.
 
-use std::collections::HashMap;
+use crate::hash::HashMap;
 
 /// A value for each of some domains.
 #[derive(Debug)]
