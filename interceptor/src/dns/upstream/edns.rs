@@ -24,13 +24,13 @@ impl Edns {
         self.may_be_lacking.store(true, Ordering::Release);
     }
 
-    /// Whether it is to be asked without OPT at `now`.
-    pub(super) fn is_lacking(&self, now: Instant) -> bool {
+    /// Whether it is to be asked without OPT at what `now` gives; the clock is read only where that matters.
+    pub(super) fn is_lacking(&self, now: impl FnOnce() -> Instant) -> bool {
         if !self.may_be_lacking.load(Ordering::Acquire) {
             return false;
         }
         let mut lacking_until = self.lacking_until();
-        let is_lacking = lacking_until.is_some_and(|until| now < until);
+        let is_lacking = lacking_until.is_some_and(|until| now() < until);
         if !is_lacking {
             *lacking_until = None;
             self.may_be_lacking.store(false, Ordering::Release);
@@ -52,10 +52,10 @@ mod tests {
     #[test]
     fn an_upstream_is_taken_to_know_edns_until_it_is_seen_not_to_and_again_after_a_while() {
         let (edns, now) = (Edns::default(), Instant::now());
-        assert!(!edns.is_lacking(now));
+        assert!(!edns.is_lacking(|| now));
         edns.lacks(now);
-        assert!(edns.is_lacking(now) && edns.is_lacking(now + MEMORY / 2));
-        assert!(!edns.is_lacking(now + MEMORY));
-        assert!(!edns.is_lacking(now), "it was forgotten");
+        assert!(edns.is_lacking(|| now) && edns.is_lacking(|| now + MEMORY / 2));
+        assert!(!edns.is_lacking(|| now + MEMORY));
+        assert!(!edns.is_lacking(|| now), "it was forgotten");
     }
 }

@@ -214,7 +214,7 @@ impl Upstream {
     /// Asks with EDNS where the upstream is not known to lack it, and again with less of it where that may help
     /// (RFC 6891 §7).
     async fn ask(&self, request: &Request, transport: Transport) -> io::Result<Reply> {
-        if self.edns.is_lacking(Instant::now())
+        if self.edns.is_lacking(Instant::now)
             && let Some(plain) = request.without_opt()
         {
             return Box::pin(self.ask_once(&plain, transport)).await;
