@@ -337,10 +337,11 @@ impl Lane {
     fn receive(&self, buffers: &Mutex<Buffers>, ignored: &Counter) -> Option<io::Error> {
         let mut failure = None;
         let mut buffers = buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut expected = self.state().waiting.len();
         loop {
             let received = self.socket.try_io(Interest::READABLE, || {
                 let take = |message: &[u8]| self.deliver(message, ignored);
-                if buffers.receive(&*self.socket, take)? {
+                if buffers.receive(&*self.socket, expected, take)? {
                     Ok(())
                 } else {
                     // There was room for more: what comes from here on is told anew.
@@ -348,7 +349,8 @@ impl Lane {
                 }
             });
             match received {
-                Ok(()) => {}
+                // More than were expected: who knows how many.
+                Ok(()) => expected = usize::MAX,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return failure,
                 // One error, and then what had arrived before it; more of them are more of the same.
                 Err(error) => {
