@@ -15,7 +15,8 @@ mod tests;
 mod text;
 mod verdict;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use arc_swap::ArcSwap;
 use quick_cache::sync::Cache as Store;
@@ -65,8 +66,10 @@ const USUAL_ENTRY: u64 = 256;
 pub(in crate::dns) struct Cache {
     config: ArcSwap<CacheConfig>,
     entries: Store<Keyed, Entry, Weigher, DefaultHashBuilder, Evictions>,
-    /// Raised by every flush; what was asked before is not stored after.
-    generation: RwLock<u64>,
+    /// Raised at the end of every flush; what was asked before is not stored after.
+    generation: AtomicU64,
+    /// Held for writing by flushes, and for reading by what they have to come before or after as a whole.
+    flushing: RwLock<()>,
     evictions: Arc<Counter>,
     pub(in crate::dns) meter: CacheMeter,
 }
@@ -137,7 +140,8 @@ impl Cache {
         Self {
             config: ArcSwap::from_pointee(config),
             entries,
-            generation: RwLock::default(),
+            generation: AtomicU64::default(),
+            flushing: RwLock::default(),
             evictions,
             meter: CacheMeter::default(),
         }
@@ -189,10 +193,7 @@ impl Cache {
 
     /// The generation of what is asked from now on.
     pub(in crate::dns) fn generation(&self) -> u64 {
-        *self
-            .generation
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.generation.load(Ordering::Acquire)
     }
 
     /// Keeps what came of asking for `key` in `generation`, where it may be kept; gives what was kept.
@@ -214,11 +215,8 @@ impl Cache {
             Some(Verdict::failure(flags, lifetime))
         };
         // Held until the end: a flush waits for what is being stored, and takes it away.
-        let current = self
-            .generation
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        if *current != generation {
+        let _unflushed = self.unflushed();
+        if self.generation() != generation {
             return None;
         }
         let Some(verdict) = verdict else {
@@ -242,11 +240,8 @@ impl Cache {
 
     /// Does something that a flush must come after, unless there was one since `generation`.
     pub(in crate::dns) fn while_current(&self, generation: u64, act: impl FnOnce()) {
-        let current = self
-            .generation
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        if *current == generation {
+        let _unflushed = self.unflushed();
+        if self.generation() == generation {
             act();
         }
     }
@@ -254,34 +249,28 @@ impl Cache {
     /// Begins a new generation: what is being asked is neither stored nor handed on. Answers by routes that `stay` are
     /// kept.
     pub(in crate::dns) fn renew(&self, stay: impl Fn(RouteId) -> bool, all_stay: bool) {
-        let mut generation = self
-            .generation
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        *generation += 1;
-        if !all_stay {
-            self.entries.retain(|key, _| stay(key.0.key().route()));
-        }
+        self.begin_generation(|| {
+            if !all_stay {
+                self.entries.retain(|key, _| stay(key.0.key().route()));
+            }
+        });
     }
 
     /// Takes away what `scope` says, and makes sure that what is being asked is not stored; tells how many answers went.
     pub(in crate::dns) fn flush(&self, scope: &Scope) -> u64 {
-        let mut generation = self
-            .generation
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        *generation += 1;
-        let before = self.entries.len();
-        match scope {
-            Scope::All => self.entries.clear(),
-            Scope::Name(name) => self
-                .entries
-                .retain(|key, _| key.0.key().name() != name.octets()),
-            Scope::Suffix(suffix) => self
-                .entries
-                .retain(|key, _| !key.0.key().is_within(suffix.octets())),
-        }
-        before.saturating_sub(self.entries.len()) as u64
+        self.begin_generation(|| {
+            let before = self.entries.len();
+            match scope {
+                Scope::All => self.entries.clear(),
+                Scope::Name(name) => self
+                    .entries
+                    .retain(|key, _| key.0.key().name() != name.octets()),
+                Scope::Suffix(suffix) => self
+                    .entries
+                    .retain(|key, _| !key.0.key().is_within(suffix.octets())),
+            }
+            before.saturating_sub(self.entries.len()) as u64
+        })
     }
 
     /// The answers about `name` (in wire form, lower-cased), of one type or of all, that can still be given.
@@ -323,6 +312,23 @@ impl Cache {
             bytes: self.entries.weight(),
             capacity: self.config.load().size,
         }
+    }
+
+    /// Until it is dropped, no generation begins.
+    fn unflushed(&self) -> RwLockReadGuard<'_, ()> {
+        self.flushing.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a new generation when `forget` has taken away what was of the one before: whoever reads its number finds none
+    /// of that.
+    fn begin_generation<T>(&self, forget: impl FnOnce() -> T) -> T {
+        let _flushing = self
+            .flushing
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let forgotten = forget();
+        self.generation.fetch_add(1, Ordering::Release);
+        forgotten
     }
 
     fn may_serve_stale(&self, entry: &Entry, now: Moment) -> bool {
