@@ -30,7 +30,7 @@ use super::upstream::forward::Failure;
 use super::wire::{Flags, Rcode};
 pub use config::CacheConfig;
 pub use entry::{Entry, Kind};
-pub(in crate::dns) use flights::{Flight, Flights};
+pub(in crate::dns) use flights::{Errand, Flight, Flights};
 pub(in crate::dns) use key::Key;
 use key::Keyed;
 pub use key::{KeyRef, RouteId};

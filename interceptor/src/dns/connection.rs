@@ -15,7 +15,7 @@ use super::admission::Permit;
 use super::framing::{self, Pushed};
 use super::padding;
 use super::query::Query;
-use super::resolver::Answer;
+use super::resolver::{Answer, AtOnce, Missed};
 use super::server::{Shared, Taken};
 use super::wire::{ExtendedError, HEADER_LEN, Rcode};
 use crate::rules::Transport;
@@ -88,8 +88,8 @@ pub(super) async fn serve(shared: &Shared, client: IpAddr, stream: BoxStream, ch
                 Admitted::Now(answer) => {
                     framing::put(&mut outbound, &shared.finish(answer, MAX_MESSAGE));
                 }
-                Admitted::Later(query, permit) => {
-                    in_flight.push(answer(shared, query, permit, channel));
+                Admitted::Later(query, missed, permit) => {
+                    in_flight.push(answer(shared, query, missed, permit, channel));
                 }
                 Admitted::Never => {}
             }
@@ -148,7 +148,7 @@ enum Admitted {
     /// Its answer is there.
     Now(Answer),
     /// Its answer takes time.
-    Later(Query<'static>, Permit),
+    Later(Query<'static>, Missed, Permit),
     /// It has none.
     Never,
 }
@@ -160,11 +160,14 @@ fn admit(shared: &Shared, client: IpAddr, message: &[u8], channel: Channel) -> A
         Taken::Answered(answer) => return Admitted::Now(answer),
         Taken::Ignored => return Admitted::Never,
     };
-    if let Some(answer) = shared.resolver.answer_now(&query) {
-        return Admitted::Now(channel.padded(answer, query.is_padded()));
-    }
+    let missed = match shared.resolver.answer_now(&query) {
+        AtOnce::Answer(answer) => {
+            return Admitted::Now(channel.padded(answer, query.is_padded()));
+        }
+        AtOnce::Nothing(missed) => missed,
+    };
     match shared.admission.permit(client) {
-        Some(permit) => Admitted::Later(query.into_owned(), permit),
+        Some(permit) => Admitted::Later(query.into_owned(), missed, permit),
         None => Admitted::Now(Answer::error(
             &query,
             Rcode::SERVFAIL,
@@ -179,12 +182,13 @@ fn admit(shared: &Shared, client: IpAddr, message: &[u8], channel: Channel) -> A
 async fn answer(
     shared: &Shared,
     query: Query<'static>,
+    missed: Missed,
     permit: Permit,
     channel: Channel,
 ) -> Answer {
     // Its time runs from when it is looked at: a client that does not take its replies holds it up itself.
     let arrived = Instant::now();
-    let answer = shared.answer(&query, Transport::Tcp, arrived).await;
+    let answer = shared.answer(&query, missed, Transport::Tcp, arrived).await;
     drop(permit);
     channel.padded(answer, query.is_padded())
 }

@@ -3,15 +3,14 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
-use futures_util::FutureExt;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use super::DnsConfig;
 use super::answers::AnswerSink;
 use super::cache::{
-    Cache, CacheCounters, Entry, Flight, Flights, Found, Key, Kind, Need, Origin, RouteId, Scope,
-    SharedCache, SharedCounters, is_shared,
+    Cache, CacheCounters, Entry, Errand, Flight, Flights, Found, Key, KeyRef, Kind, Need, Origin,
+    RouteId, Scope, SharedCache, SharedCounters, is_shared,
 };
 use super::clock::{Clock, Moment};
 use super::counters::{GroupCounters, Meter, UpstreamCounters};
@@ -57,6 +56,20 @@ pub(super) struct Answer {
     pub(super) rcode: Rcode,
 }
 
+/// What there is for a query at once.
+pub(super) enum AtOnce {
+    /// Its answer.
+    Answer(Answer),
+    /// Nothing, until somebody is asked.
+    Nothing(Missed),
+}
+
+/// What is remembered of a query whose answer is not: an answer that has expired, at best.
+#[derive(Default)]
+pub(super) struct Missed {
+    stale: Option<Entry>,
+}
+
 impl Resolver {
     /// A resolver that hands what it answers from memory to `answers` as well.
     ///
@@ -89,9 +102,9 @@ impl Resolver {
     /// The answer that takes no waiting, where there is one.
     ///
     /// Needs a tokio runtime around it, for what it may ask for in the background.
-    pub(super) fn answer_now(&self, query: &Query<'_>) -> Option<Answer> {
+    pub(super) fn answer_now(&self, query: &Query<'_>) -> AtOnce {
         if matches!(query.question().qtype, TYPE_AXFR | TYPE_IXFR) {
-            return Some(Answer::error(
+            return AtOnce::Answer(Answer::error(
                 query,
                 Rcode::REFUSED,
                 ExtendedError {
@@ -101,21 +114,25 @@ impl Resolver {
             ));
         }
         match self.core.names.answer(query, |name| self.core.routed(name)) {
-            Ours::Answer(answer) => Some(answer),
-            Ours::Alias => None,
+            Ours::Answer(answer) => AtOnce::Answer(answer),
+            Ours::Alias => AtOnce::nothing(),
             Ours::Nothing => self.remembered_answer(query),
         }
     }
 
-    fn remembered_answer(&self, query: &Query<'_>) -> Option<Answer> {
-        let cache = self.core.cache.as_ref()?;
+    fn remembered_answer(&self, query: &Query<'_>) -> AtOnce {
+        let Some(cache) = &self.core.cache else {
+            return AtOnce::nothing();
+        };
         if !is_shared(query) {
             trace::passed(MEMORY, || "not for queries of this kind".into());
-            return None;
+            return AtOnce::nothing();
         }
         // The generation first: what is looked up by an outdated policy is then handed on to nobody.
         let generation = cache.generation();
-        let key = self.core.key(query)?;
+        let Some(key) = self.core.key(query) else {
+            return AtOnce::nothing();
+        };
         let now = self.core.clock.now();
         match cache.find(key.as_ref(), now) {
             Found::Fresh(entry) => {
@@ -130,34 +147,42 @@ impl Resolver {
                     );
                     format!("{age} s old, {left} s left").into()
                 });
-                Some(Answer::remembered(query, &entry, now))
+                AtOnce::Answer(Answer::remembered(query, &entry, now))
             }
             Found::Stale(entry) if entry.is_refresh_postponed(now) => {
                 cache.meter.stale.add();
-                Some(Answer::stale(query, &entry, now))
+                AtOnce::Answer(Answer::stale(query, &entry, now))
             }
-            Found::Stale(_) | Found::Nothing => {
+            found => {
                 trace::passed(MEMORY, || "nothing fresh".into());
-                None
+                let stale = match found {
+                    Found::Stale(entry) => Some(entry),
+                    _ => None,
+                };
+                AtOnce::Nothing(Missed { stale })
             }
         }
     }
 
-    /// The answer for a client that came by `transport` at `arrived`; always one, before the deadline.
+    /// The answer for a client that came by `transport` at `arrived`, after [`Self::answer_now`] had none but `missed`;
+    /// always one, before the deadline.
     pub(super) async fn answer(
         &self,
         query: &Query<'_>,
+        missed: Missed,
         transport: Transport,
         arrived: Instant,
         meter: &Meter,
     ) -> Answer {
         let Some(alias) = self.core.names.alias(query, |name| self.core.routed(name)) else {
-            return self.resolve(query, transport, arrived, meter).await;
+            return self.resolve(query, missed, transport, arrived, meter).await;
         };
         let found = match self.remembered_answer(&alias.target) {
-            Some(found) => found,
+            AtOnce::Answer(found) => found,
             // Apart, so that queries without an alias need not have room for it.
-            None => Box::pin(self.resolve(&alias.target, transport, arrived, meter)).await,
+            AtOnce::Nothing(missed) => {
+                Box::pin(self.resolve(&alias.target, missed, transport, arrived, meter)).await
+            }
         };
         alias.answer(query, |name| self.core.routed(name), found)
     }
@@ -166,27 +191,20 @@ impl Resolver {
     async fn resolve(
         &self,
         query: &Query<'_>,
+        missed: Missed,
         transport: Transport,
         arrived: Instant,
         meter: &Meter,
     ) -> Answer {
-        let Some((cache, key)) = self.core.shared(query) else {
+        let Some((cache, flight)) = self.join(query, transport, arrived, meter) else {
             meter.forwarded.add();
             let request = query.request();
             let forwarder = self.core.forwarder(query);
-            let outcome = forwarder.forward(&request, transport, arrived).await;
+            // Apart, so that the many queries that are for all need not have room for it.
+            let outcome = Box::pin(forwarder.forward(&request, transport, arrived)).await;
             return Answer::of(query, outcome, meter);
         };
-        cache.meter.misses.add();
-        let question = query.question_octets();
-        let (flight, is_new) = self.core.ask(&key, question, transport, arrived, false);
-        if is_new {
-            meter.forwarded.add();
-        } else {
-            cache.meter.coalesced.add();
-            trace::passed("upstreams", || "are being asked for another client".into());
-        }
-        let Found::Stale(stale) = cache.find(key.as_ref(), self.core.clock.now()) else {
+        let Some(stale) = missed.stale else {
             return Answer::of(query, (*flight.await).clone(), meter);
         };
         let patience = arrived + cache.config().stale_patience;
@@ -202,6 +220,27 @@ impl Resolver {
         }
         cache.meter.stale.add();
         Answer::stale(query, &stale, self.core.clock.now())
+    }
+
+    /// Joins those who ask the upstreams the same, where the query is of the kind that is remembered.
+    fn join(
+        &self,
+        query: &Query<'_>,
+        transport: Transport,
+        arrived: Instant,
+        meter: &Meter,
+    ) -> Option<(&Cache, Flight)> {
+        let (cache, key) = self.core.shared(query)?;
+        cache.meter.misses.add();
+        let question = query.question_octets();
+        let (flight, is_new) = self.core.ask(&key, question, transport, arrived, false);
+        if is_new {
+            meter.forwarded.add();
+        } else {
+            cache.meter.coalesced.add();
+            trace::passed("upstreams", || "are being asked for another client".into());
+        }
+        Some((cache, flight))
     }
 
     /// Lets `records` take the place of the names of ours that there are.
@@ -381,22 +420,20 @@ impl Core {
             let is_common = way.route == policy.default_route();
             (way.route, is_common, Arc::clone(&way.forwarder))
         };
-        let key = &key.by(route);
-        // Who takes no truncated reply cannot wait for one, and who asks after a flush not for what was asked before.
-        let transport_octet = [u8::from(transport == Transport::Tcp)];
-        let name = [
-            key.as_ref().octets(),
-            &transport_octet,
-            &generation.to_be_bytes(),
-        ]
-        .concat();
-        self.flights.join(name.into(), || {
-            let (core, key) = (Arc::clone(self), *key);
+        let key: Arc<[u8]> = key.by(route).as_ref().octets().into();
+        let errand = Errand {
+            key: Arc::clone(&key),
+            transport,
+            generation,
+        };
+        self.flights.join(errand, || {
+            let core = Arc::clone(self);
             let question: Box<[u8]> = question.into();
             let epoch = core.shared.as_ref().map_or(0, SharedCache::epoch);
             let work = async move {
+                let key = KeyRef::from_octets(&key);
                 let shared = core.shared.as_ref().filter(|_| is_common);
-                let upstream = || forward(&forwarder, &key, &question, transport, arrived);
+                let upstream = || forward(&forwarder, key, &question, transport, arrived);
                 let (outcome, origin) = match shared {
                     None => (upstream().await, Origin::Upstream),
                     Some(shared) => {
@@ -406,12 +443,12 @@ impl Core {
                             Need::Answer
                         };
                         // Apart, so that queries need not have room for it where nothing is shared.
-                        Box::pin(shared.or_else(&key, need, upstream())).await
+                        Box::pin(shared.or_else(key, need, upstream())).await
                     }
                 };
                 let now = core.clock.now();
                 let cache = core.cache.as_ref();
-                let kept = cache.and_then(|it| it.settle(key.as_ref(), generation, &outcome, now));
+                let kept = cache.and_then(|it| it.settle(key, generation, &outcome, now));
                 if is_popular && let (Some(cache), Some(entry)) = (cache, &kept) {
                     core.offer(cache, generation, entry, now);
                 }
@@ -422,7 +459,7 @@ impl Core {
                 }
                 Arc::new(outcome)
             };
-            trace::carried(work.boxed())
+            trace::carried(work)
         })
     }
 
@@ -480,6 +517,12 @@ impl Core {
     }
 }
 
+impl AtOnce {
+    fn nothing() -> Self {
+        Self::Nothing(Missed::default())
+    }
+}
+
 impl Answer {
     pub(super) fn error(query: &Query<'_>, rcode: Rcode, extended: ExtendedError) -> Self {
         Self {
@@ -520,12 +563,11 @@ impl Answer {
 /// Asks for `key` on behalf of all who ask for it.
 async fn forward(
     forwarder: &Forwarder,
-    key: &Key,
+    key: KeyRef<'_>,
     question: &[u8],
     transport: Transport,
     arrived: Instant,
 ) -> Result<Reply, Failure> {
-    let key = key.as_ref();
     let request = Request::shared(
         question,
         key.is_dnssec_ok(),

@@ -19,7 +19,7 @@ use super::connection::{self, Channel};
 use super::counters::{Counters, Meter};
 use super::query::{Query, Rejection};
 use super::records::Records;
-use super::resolver::{Answer, Resolver};
+use super::resolver::{Answer, AtOnce, Missed, Resolver};
 use super::trace::{Step, Trace};
 use super::wire::{Rcode, truncate};
 use crate::bypass::Bypass;
@@ -115,8 +115,11 @@ impl Server {
         let answer = trace
             .follow(async {
                 match self.shared.resolver.answer_now(&query) {
-                    Some(answer) => answer,
-                    None => self.shared.answer(&query, transport, arrived).await,
+                    AtOnce::Answer(answer) => answer,
+                    AtOnce::Nothing(missed) => {
+                        let shared = &self.shared;
+                        shared.answer(&query, missed, transport, arrived).await
+                    }
                 }
             })
             .await;
@@ -218,9 +221,10 @@ impl Service for Server {
             Taken::Ignored => return,
         };
         let limit = query.udp_limit(responder.max_payload());
-        if let Some(answer) = shared.resolver.answer_now(&query) {
-            return shared.send(answer, limit, &responder);
-        }
+        let missed = match shared.resolver.answer_now(&query) {
+            AtOnce::Answer(answer) => return shared.send(answer, limit, &responder),
+            AtOnce::Nothing(missed) => missed,
+        };
         if shared.stopping.is_cancelled() {
             return meter.stopping.add();
         }
@@ -232,7 +236,7 @@ impl Service for Server {
         let query = query.into_owned();
         let shared = Arc::clone(shared);
         self.tasks.spawn(async move {
-            let answer = shared.answer(&query, Transport::Udp, arrived).await;
+            let answer = shared.answer(&query, missed, Transport::Udp, arrived).await;
             shared.send(answer, limit, &responder);
             drop(permit);
         });
@@ -319,16 +323,17 @@ impl Shared {
         }
     }
 
-    /// The answer to a query that came by `transport` at `arrived`.
+    /// The answer to a query that came by `transport` at `arrived` and of which was `missed` what would answer it at once.
     pub(super) async fn answer(
         &self,
         query: &Query<'_>,
+        missed: Missed,
         transport: Transport,
         arrived: Instant,
     ) -> Answer {
         let answer = self
             .resolver
-            .answer(query, transport, arrived, &self.meter)
+            .answer(query, missed, transport, arrived, &self.meter)
             .await;
         debug!(%query, ?transport, rcode = %answer.rcode, elapsed = ?arrived.elapsed(), "answered");
         answer

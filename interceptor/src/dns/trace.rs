@@ -6,8 +6,7 @@
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::Either;
 use tokio::time::Instant;
 
 use super::wire::Rcode;
@@ -63,10 +62,10 @@ pub(super) fn asks(whom: impl FnOnce() -> (String, String)) -> OpenStep {
 }
 
 /// Makes `work` tell the trace of the query that it is begun for, whoever waits for it later.
-pub(super) fn carried<T: Send + 'static>(work: BoxFuture<'static, T>) -> BoxFuture<'static, T> {
+pub(super) fn carried<F: Future>(work: F) -> impl Future<Output = F::Output> {
     match TRACE.try_with(Arc::clone) {
-        Ok(trace) => TRACE.scope(trace, work).boxed(),
-        Err(_) => work,
+        Ok(trace) => Either::Left(TRACE.scope(trace, work)),
+        Err(_) => Either::Right(work),
     }
 }
 
@@ -189,7 +188,7 @@ mod tests {
         let task = trace
             .follow(async {
                 let work = async { passed("x", || "y".into()) };
-                Some(tokio::spawn(carried(work.boxed())))
+                Some(tokio::spawn(carried(work)))
             })
             .await;
         task.unwrap().await.unwrap();
@@ -201,6 +200,6 @@ mod tests {
         passed("memory", || unreachable!());
         let step = asks(|| unreachable!());
         step.failed(|| unreachable!());
-        assert_eq!(carried(async { 7 }.boxed()).await, 7);
+        assert_eq!(carried(async { 7 }).await, 7);
     }
 }

@@ -1,6 +1,5 @@
 //! Questions that upstreams are being asked: who asks the same meanwhile waits for the same answer.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
@@ -8,6 +7,8 @@ use futures_util::future::{BoxFuture, Shared, WeakShared};
 
 use crate::dns::reply::Reply;
 use crate::dns::upstream::forward::Failure;
+use crate::hash::HashMap;
+use crate::rules::Transport;
 
 /// What came of asking; shared by all who waited.
 pub(in crate::dns) type Outcome = Arc<Result<Reply, Failure>>;
@@ -23,8 +24,19 @@ pub(in crate::dns) struct Flights {
 
 #[derive(Default)]
 struct Open {
-    flights: HashMap<Box<[u8]>, Seat>,
+    flights: HashMap<Errand, Seat>,
     launched: u64,
+}
+
+/// What sets a question on its way apart from others.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(in crate::dns) struct Errand {
+    /// The key of the answer.
+    pub(in crate::dns) key: Arc<[u8]>,
+    /// Who takes no truncated reply cannot wait for one.
+    pub(in crate::dns) transport: Transport,
+    /// Who asks after a flush does not wait for what was asked before.
+    pub(in crate::dns) generation: u64,
 }
 
 struct Seat {
@@ -33,16 +45,19 @@ struct Seat {
 }
 
 impl Flights {
-    /// The flight for `key`: the one that is on its way, or the one that `launch` makes; tells whether it is a new one.
-    pub(in crate::dns) fn join(
+    /// The flight for `errand`: the one that is on its way, or the one that `launch` makes; tells whether it is a new one.
+    pub(in crate::dns) fn join<F>(
         self: &Arc<Self>,
-        key: Box<[u8]>,
-        launch: impl FnOnce() -> BoxFuture<'static, Outcome>,
-    ) -> (Flight, bool) {
+        errand: Errand,
+        launch: impl FnOnce() -> F,
+    ) -> (Flight, bool)
+    where
+        F: Future<Output = Outcome> + Send + 'static,
+    {
         let mut open = self.open();
         let under_way = open
             .flights
-            .get(&key)
+            .get(&errand)
             .and_then(|seat| seat.flight.upgrade());
         if let Some(flight) = under_way {
             return (flight, false);
@@ -51,7 +66,7 @@ impl Flights {
         let landing = Landing {
             flights: Arc::clone(self),
             number: open.launched,
-            key: key.clone(),
+            errand: errand.clone(),
         };
         let work = launch();
         let flight = async move {
@@ -64,7 +79,7 @@ impl Flights {
                 number: open.launched,
                 flight: weak,
             };
-            open.flights.insert(key, seat);
+            open.flights.insert(errand, seat);
         }
         (flight, true)
     }
@@ -84,7 +99,7 @@ impl Flights {
 struct Landing {
     flights: Arc<Flights>,
     number: u64,
-    key: Box<[u8]>,
+    errand: Errand,
 }
 
 impl Drop for Landing {
@@ -92,16 +107,17 @@ impl Drop for Landing {
         let mut open = self.flights.open();
         let is_ours = open
             .flights
-            .get(&self.key)
+            .get(&self.errand)
             .is_some_and(|seat| seat.number == self.number);
         if is_ours {
-            open.flights.remove(&self.key);
+            open.flights.remove(&self.errand);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::future::{Ready, pending};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::sync::oneshot;
@@ -112,9 +128,9 @@ mod tests {
     async fn who_asks_the_same_meanwhile_gets_the_same_outcome() {
         let flights = Arc::new(Flights::default());
         let (land, landing) = oneshot::channel::<()>();
-        let (first, is_new) = flights.join(key(1), || wait_for(landing));
+        let (first, is_new) = flights.join(errand(1), || wait_for(landing));
         assert!(is_new);
-        let (second, is_new) = flights.join(key(1), || unreachable!());
+        let (second, is_new) = flights.join(errand(1), never);
         assert!(!is_new);
         land.send(()).unwrap();
         let (one, other) = tokio::join!(first, second);
@@ -126,8 +142,8 @@ mod tests {
     async fn when_the_first_to_ask_gives_up_the_next_takes_over() {
         let flights = Arc::new(Flights::default());
         let (land, landing) = oneshot::channel::<()>();
-        let (first, _) = flights.join(key(1), || wait_for(landing));
-        let (second, _) = flights.join(key(1), || unreachable!());
+        let (first, _) = flights.join(errand(1), || wait_for(landing));
+        let (second, _) = flights.join(errand(1), never);
         let leader = tokio::spawn(first);
         let follower = tokio::spawn(second);
         tokio::task::yield_now().await;
@@ -142,9 +158,9 @@ mod tests {
         let flights = Arc::new(Flights::default());
         let launches = AtomicUsize::new(0);
         for _ in 0..2 {
-            let (flight, is_new) = flights.join(key(1), || {
+            let (flight, is_new) = flights.join(errand(1), || {
                 launches.fetch_add(1, Ordering::Relaxed);
-                std::future::pending().boxed()
+                pending()
             });
             assert!(is_new);
             drop(flight);
@@ -156,18 +172,25 @@ mod tests {
     #[tokio::test]
     async fn other_questions_fly_by_themselves() {
         let flights = Arc::new(Flights::default());
-        let (_one, _) = flights.join(key(1), || std::future::pending().boxed());
-        let (_other, is_new) = flights.join(key(2), || std::future::pending().boxed());
+        let (_one, _) = flights.join(errand(1), pending);
+        let (_other, is_new) = flights.join(errand(2), pending);
         assert!(is_new);
         assert_eq!(flights.len(), 2);
     }
 
-    fn wait_for(landing: oneshot::Receiver<()>) -> BoxFuture<'static, Outcome> {
-        let outcome = landing.map(|_| Arc::new(Err(Failure::Unreachable)));
-        outcome.boxed()
+    fn wait_for(landing: oneshot::Receiver<()>) -> impl Future<Output = Outcome> + Send {
+        landing.map(|_| Arc::new(Err(Failure::Unreachable)))
     }
 
-    fn key(number: u8) -> Box<[u8]> {
-        Box::new([number])
+    fn never() -> Ready<Outcome> {
+        unreachable!("it is on its way")
+    }
+
+    fn errand(number: u8) -> Errand {
+        Errand {
+            key: Arc::new([number]),
+            transport: Transport::Udp,
+            generation: 0,
+        }
     }
 }

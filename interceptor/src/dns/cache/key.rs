@@ -85,7 +85,7 @@ impl Key {
 }
 
 impl<'a> KeyRef<'a> {
-    pub(super) fn from_octets(octets: &'a [u8]) -> Self {
+    pub(in crate::dns) fn from_octets(octets: &'a [u8]) -> Self {
         Self(octets)
     }
 

@@ -271,13 +271,12 @@ impl SharedCache {
     /// elsewhere.
     pub(in crate::dns) async fn or_else(
         &self,
-        key: &Key,
+        key: KeyRef<'_>,
         need: Need,
         upstream: impl Future<Output = Result<Reply, Failure>>,
     ) -> (Result<Reply, Failure>, Origin) {
         let inner = &self.inner;
         let from_upstream = |outcome| (outcome, Origin::Upstream);
-        let key = key.as_ref();
         let Some(link) = inner.usable_link() else {
             inner.meter.skipped.add();
             return from_upstream(upstream.await);
