@@ -25,7 +25,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
@@ -267,28 +267,34 @@ fn measure(bench: &mut Bench, suites: &[&Suite], keeper: &Keeper<'_>) -> Result<
             kept?;
             eprintln!("{}", announcement(suites, bench.effort()));
         }
+        let began = Instant::now();
         if let Err(error) = (suite.run)(bench)
             // What a signal to all of the terminal's processes has ended looks like a failure.
             && !bench.interrupted()
         {
             bench.results.break_off(suite.name, &format!("{error:#}"));
         }
+        let took = minutes(began.elapsed());
+        eprintln!("{} took {took} minutes", suite.name);
     }
     Ok(())
 }
 
 /// How long a person will wait.
 fn announcement(suites: &[&Suite], effort: Effort) -> String {
-    let time = |time: Duration| format!("{}:{:02}", time.as_secs() / 60, time.as_secs() % 60);
     let each = suites.iter().map(|suite| (suite.expected)(effort));
-    let mut text = format!("This takes about {} minutes:", time(each.sum()));
+    let mut text = format!("This takes about {} minutes:", minutes(each.sum()));
     for (index, suite) in suites.iter().enumerate() {
         let separator = if index == 0 { "" } else { "," };
-        let expected = time((suite.expected)(effort));
+        let expected = minutes((suite.expected)(effort));
         // Writing to a String cannot fail.
         let _ = write!(text, "{separator} {} {expected}", suite.name);
     }
     text
+}
+
+fn minutes(time: Duration) -> String {
+    format!("{}:{:02}", time.as_secs() / 60, time.as_secs() % 60)
 }
 
 #[cfg(test)]
