@@ -332,7 +332,7 @@ impl Report {
         let worse: Vec<_> = self
             .ratios
             .iter()
-            .filter(|it| it.is_worse() && !it.is_to_a_floor() && !it.is_of_a_control())
+            .filter(|it| it.is_ours() && it.is_worse() && !it.is_to_a_floor())
             .collect();
         if worse.is_empty() {
             text += "Nothing that was measured.\n";

@@ -12,6 +12,8 @@ const CALIBRATIONS: [&str; 4] = ["null", "authority", "empty program", "prefilte
 const FLOORS: [&str; 1] = ["round trip"];
 /// Subjects that differ in nothing from what they are compared with: their ratios are what noise alone gives.
 const CONTROLS: [&str; 1] = ["control"];
+/// Subjects that are nobody's competitors and are compared with nobody else than they were measured in turns with.
+const COMPARED_IN_TURNS: [&str; 2] = ["control", "empty program"];
 /// Metrics of which a ratio says nothing: they are at zero when all is well.
 const WITHOUT_RATIO: [&str; 4] = ["lost", "wrong", "stray", "connections made again"];
 /// How sure an interval is to hold the median that would come of ever more rounds.
@@ -85,6 +87,11 @@ impl Ratio {
         FLOORS.contains(&self.against)
     }
 
+    /// Whether it is the product's.
+    pub(super) fn is_ours(&self) -> bool {
+        self.subject.starts_with(OURS)
+    }
+
     /// Whether it is that of noise.
     pub(super) fn is_of_a_control(&self) -> bool {
         CONTROLS.contains(&self.subject)
@@ -105,15 +112,15 @@ pub(super) fn ratios(rows: &[Row]) -> Vec<Ratio> {
     let mut ratios = Vec::new();
     for row in rows {
         let label = &row.label;
-        let is_control = CONTROLS.contains(&label.subject);
-        let is_compared = label.subject.starts_with(OURS) || is_control;
+        let in_turns = COMPARED_IN_TURNS.contains(&label.subject);
+        let is_compared = label.subject.starts_with(OURS) || in_turns;
         if !is_compared || WITHOUT_RATIO.contains(&label.metric) {
             continue;
         }
         let comparable: Vec<&Row> = rows
             .iter()
             .filter(|other| same_measure(row, other))
-            .filter(|other| !is_control || row.is_paired_with(other))
+            .filter(|other| !in_turns || row.is_paired_with(other))
             .collect();
         let (ours, theirs): (Vec<&Row>, Vec<&Row>) = comparable
             .into_iter()

@@ -285,7 +285,7 @@ fn send_datagrams(socket: &UdpSocket, received: &AtomicU64, time: Duration) -> R
     Ok(flow)
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied()
 }
@@ -295,7 +295,7 @@ const SEND_BUFFER: usize = 1 << 20;
 /// Datagrams on the way at once, fewer than the queue of any device on it.
 const WINDOW: u64 = 256;
 /// Datagrams in a system call.
-const BATCH: usize = 32;
+pub(super) const BATCH: usize = 32;
 /// When nothing has arrived for so long, what is on the way is lost.
 const LOST: Duration = Duration::from_millis(100);
 /// Before a turn: what has come or gone is no longer felt.
