@@ -67,7 +67,14 @@ pub(super) enum AtOnce {
 /// What is remembered of a query whose answer is not: an answer that has expired, at best.
 #[derive(Default)]
 pub(super) struct Missed {
-    stale: Option<Entry>,
+    stale: Option<Stale>,
+}
+
+/// An answer that has expired, for want of a better one.
+struct Stale {
+    entry: Entry,
+    /// The cache's when it was found: where that has moved on, a flush may have taken it away.
+    generation: u64,
 }
 
 impl Resolver {
@@ -156,7 +163,7 @@ impl Resolver {
             found => {
                 trace::passed(MEMORY, || "nothing fresh".into());
                 let stale = match found {
-                    Found::Stale(entry) => Some(entry),
+                    Found::Stale(entry) => Some(Stale { entry, generation }),
                     _ => None,
                 };
                 AtOnce::Nothing(Missed { stale })
@@ -204,22 +211,26 @@ impl Resolver {
             let outcome = Box::pin(forwarder.forward(&request, transport, arrived)).await;
             return Answer::of(query, outcome, meter);
         };
-        let Some(stale) = missed.stale else {
+        let Some(Stale { entry, generation }) = missed.stale else {
             return Answer::of(query, (*flight.await).clone(), meter);
         };
         let patience = arrived + cache.config().stale_patience;
-        match timeout_at(patience, flight.clone()).await {
+        let outcome = timeout_at(patience, flight.clone()).await;
+        if cache.generation() != generation {
+            return Answer::of(query, (*flight.await).clone(), meter);
+        }
+        match outcome {
             Ok(outcome) if matches!(&*outcome, Ok(reply) if is_success(reply)) => {
                 return Answer::of(query, (*outcome).clone(), meter);
             }
             Ok(_) => {}
             Err(_) => {
-                Cache::postpone_refresh(&stale, self.core.clock.now());
+                Cache::postpone_refresh(&entry, self.core.clock.now());
                 self.core.carry_on(flight);
             }
         }
         cache.meter.stale.add();
-        Answer::stale(query, &stale, self.core.clock.now())
+        Answer::stale(query, &entry, self.core.clock.now())
     }
 
     /// Joins those who ask the upstreams the same, where the query is of the kind that is remembered.

@@ -323,7 +323,7 @@ impl Shared {
         }
     }
 
-    /// The answer to a query that came by `transport` at `arrived` and of which was `missed` what would answer it at once.
+    /// The answer to a query that came by `transport` at `arrived`, where there was none at once but what was `missed`.
     pub(super) async fn answer(
         &self,
         query: &Query<'_>,
