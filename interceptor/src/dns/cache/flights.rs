@@ -69,10 +69,7 @@ impl Flights {
             errand: errand.clone(),
         };
         let work = launch();
-        let flight = async move {
-            let _landing = landing;
-            work.await
-        };
+        let flight = work.inspect(move |_| drop(landing));
         let flight = flight.boxed().shared();
         if let Some(weak) = flight.downgrade() {
             let seat = Seat {
