@@ -124,6 +124,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_beyond_the_expected_is_left_for_the_next_time_but_for_one() {
+        let (near, far) = pair();
+        send(&near, &[[1], [2], [3]]).unwrap();
+        let mut buffers = Buffers::new(8);
+        let mut read = Vec::new();
+
+        assert!(buffers.receive(&far, 1, |it| read.push(it[0])).unwrap());
+        assert_eq!(read, [1, 2]);
+        assert!(
+            !buffers
+                .receive(&far, usize::MAX, |it| read.push(it[0]))
+                .unwrap()
+        );
+
+        assert_eq!(read, [1, 2, 3]);
+    }
+
+    #[test]
     fn messages_before_one_that_cannot_be_sent_are_sent() {
         let (near, _far) = pair();
         let messages = [vec![1; 10], vec![2; 70_000], vec![3; 10]];
