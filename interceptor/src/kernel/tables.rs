@@ -1,6 +1,5 @@
 //! The rules in the kernel: two banks of them, of which one counts, so that a ruleset changes in one step.
 
-use crate::hash::HashMap;
 use std::hash::Hash;
 
 use anyhow::{Context as _, Result};
@@ -12,6 +11,7 @@ use interceptor_ebpf::rules::{Destination, ExactKey, PortKey, PrefixKey};
 use interceptor_ebpf::{Address, Control};
 
 use super::plain::{Plain, PlainControl};
+use crate::hash::HashMap;
 use crate::rules::Compiled;
 
 type PrefixMap = LpmTrie<MapData, Plain<PrefixKey>, Plain<Destination>>;
