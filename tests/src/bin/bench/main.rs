@@ -25,7 +25,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
@@ -267,15 +267,12 @@ fn measure(bench: &mut Bench, suites: &[&Suite], keeper: &Keeper<'_>) -> Result<
             kept?;
             eprintln!("{}", announcement(suites, bench.effort()));
         }
-        let began = Instant::now();
         if let Err(error) = (suite.run)(bench)
             // What a signal to all of the terminal's processes has ended looks like a failure.
             && !bench.interrupted()
         {
             bench.results.break_off(suite.name, &format!("{error:#}"));
         }
-        let took = minutes(began.elapsed());
-        eprintln!("{} took {took} minutes", suite.name);
     }
     Ok(())
 }

@@ -45,10 +45,10 @@ the sending thread spends in the kernel for a datagram, from the socket through 
 it is the figure with the least noise, because nothing in it waits for another thread, and of each turn it is that of \
 the batch in the middle. The userspace filter is a program that reads every packet from a TUN device of its own and \
 writes it on, without looking at it, by the way out only; its difference is so large that it has fewer blocks. \
-`two bare TUNs` is the same `CPU in send` with less noise yet: two devices beside each other, one of them with the daemon, \
-take batches in turn, which the sender itself reads again, and every half of a block the daemon changes sides. What \
-the path costs beside the program is as little as it can be, so the ratio is as large. `empty program` is one that \
-does nothing at all: what the kernel takes for asking any program.\n\n\
+`two bare TUNs` is `CPU in send` with far less noise: two devices of one namespace take batches in turn, which the sender \
+itself reads again; the daemon is at the one for half of a block and at the other for the other half. That shows what \
+differs by device, which is the program, and shows it as large as can be, because the path costs as little beside it \
+as any. `empty program` does nothing at all: what the kernel takes for asking a program.\n\n\
 `throughput by iperf3` is what iperf3 makes of bulk TCP, in turns of a second with a connection each, without a daemon and \
 with one, at the same ends of the tunnel and with the same congestion control.";
 
@@ -101,6 +101,8 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
                 }
                 progress.step(&format!("{BESIDE}: {}", subject.name()));
                 match Block::of_pair(&pair, subject, &rules, extent.paired) {
+                    // An interrupt may have ended the daemon first.
+                    Ok(_) if bench.interrupted() => return Ok(()),
                     Ok(block) => paired.add(&mut bench.results, subject, &block),
                     Err(error) if !bench.interrupted() => {
                         let reason = format!("{BESIDE}: {error:#}");
@@ -218,7 +220,7 @@ impl Extent {
     }
 }
 
-/// Who comes before the tunnel for the middle of a block.
+/// Who comes before the tunnel for half of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Subject {
     /// Nobody: what differs is the time alone.
@@ -245,7 +247,7 @@ const PAIRED: [Subject; 4] = [
     Subject::WithRules,
 ];
 
-/// The name of the turns at both ends of a block.
+/// The name of what was measured without a subject.
 const NOBODY: &str = "no daemon";
 
 /// Held while a subject has its turns.
@@ -307,11 +309,9 @@ fn order(round: usize) -> [Subject; SUBJECTS.len()] {
     })
 }
 
-/// What the four turns of a block gave.
+/// What the turns of a block gave, two without its subject and two with it.
 struct Block<F> {
-    /// The first one and the last.
     without: [F; 2],
-    /// The two between them.
     with: [F; 2],
 }
 
@@ -363,11 +363,13 @@ impl Block<f64> {
     /// One block of two tunnels beside each other: the subject is first at the one and then at the other.
     fn of_pair(pair: &Pair, subject: Subject, rules: &str, time: Duration) -> Result<Self> {
         let half = |interface| {
-            let before = subject.attach(&pair.client, interface, rules)?;
+            let mut before = subject.attach(&pair.client, interface, rules)?;
             thread::sleep(traffic::SETTLING);
-            let costs = pair.costs(time);
-            drop(before);
-            costs
+            let costs = pair.costs(time)?;
+            if let Before::Daemon(daemon) = &mut before {
+                ensure!(!daemon.has_ended(), "the daemon has ended");
+            }
+            anyhow::Ok(costs)
         };
         let [at_one, at_other] = Pair::INTERFACES;
         let ([with_one, without_other], [without_one, with_other]) =

@@ -10,10 +10,10 @@ const OURS: &str = "interceptor";
 const CALIBRATIONS: [&str; 4] = ["null", "authority", "empty program", "prefilter"];
 /// Subjects that do nothing but what everybody has to: how near one comes to them is to be seen, and none is better.
 const FLOORS: [&str; 1] = ["round trip"];
-/// Subjects that differ in nothing from what they are compared with: their ratios are what noise alone gives.
-const CONTROLS: [&str; 1] = ["control"];
+/// The subject that differs in nothing from what it is compared with: its ratio is what noise alone gives.
+const CONTROL: &str = "control";
 /// Subjects that are nobody's competitors and are compared with nobody else than they were measured in turns with.
-const COMPARED_IN_TURNS: [&str; 2] = ["control", "empty program"];
+const COMPARED_IN_TURNS: [&str; 2] = [CONTROL, "empty program"];
 /// Metrics of which a ratio says nothing: they are at zero when all is well.
 const WITHOUT_RATIO: [&str; 4] = ["lost", "wrong", "stray", "connections made again"];
 /// How sure an interval is to hold the median that would come of ever more rounds.
@@ -94,7 +94,7 @@ impl Ratio {
 
     /// Whether it is that of noise.
     pub(super) fn is_of_a_control(&self) -> bool {
-        CONTROLS.contains(&self.subject)
+        self.subject == CONTROL
     }
 
     /// Whether the median is on the worse side.
@@ -138,7 +138,7 @@ pub(super) fn ratios(rows: &[Row]) -> Vec<Ratio> {
 
 fn is_calibration(row: &Row) -> bool {
     let subject = &row.label.subject;
-    CALIBRATIONS.contains(subject) || CONTROLS.contains(subject)
+    CALIBRATIONS.contains(subject) || *subject == CONTROL
 }
 
 fn same_measure(one: &Row, other: &Row) -> bool {
