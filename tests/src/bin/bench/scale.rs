@@ -25,7 +25,7 @@ pub(crate) const NAME: &str = "scale";
 
 pub(crate) const METHOD: &str = "\
 The daemon on a bare TUN, asked for names that it has been asked for before, by UDP such that the kernel answers. \
-`start` is the time from the program's start until its rules are in force. `memory` is what is resident (VmRSS). \
+`start` is the time from the program's start until its rules are in force. `memory` is what is resident (VmRSS), of TCP clients the most there was (VmHWM). \
 Rules are random addresses in 10.0.0.0/8, given in a configuration file; latency is that of one query in flight over \
 UDP, and CPU, as in `answer`, that of 32. Names are in memory, none of them in the kernel (`--kernel-cache off \
 --cache-size 1GiB`): each is asked for once, and then all of them in turn, neighbours far apart. `memory per name` \
