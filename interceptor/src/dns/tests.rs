@@ -757,7 +757,11 @@ impl FakeUpstream {
     }
 
     async fn fail_once(&self, rcode: u8) {
-        let (asked, client) = self.receive().await;
+        let query = self.receive().await;
+        self.fail(query, rcode).await;
+    }
+
+    async fn fail(&self, (asked, client): (Vec<u8>, SocketAddr), rcode: u8) {
         let mut reply = reply_of(&asked, 0);
         reply[3] |= rcode;
         self.udp.send_to(&reply, client).await.unwrap();

@@ -307,6 +307,24 @@ async fn an_upstream_that_fails_leaves_a_stale_answer_and_is_left_alone_for_half
 }
 
 #[tokio::test]
+async fn a_stale_answer_that_a_flush_takes_away_meanwhile_is_not_given() {
+    let upstream = FakeUpstream::bind().await;
+    let (server, clock) = remembering(&upstream, |_| {});
+    let question = query("www.example.", "A");
+    tokio::join!(ask(&server, &question), upstream.answer_once(1));
+    clock.advance(TTL);
+
+    let flush_and_fail = async {
+        let query = upstream.receive().await;
+        assert_eq!(server.flush(&Scope::All), 1);
+        upstream.fail(query, 2).await;
+    };
+    let (reply, ()) = tokio::join!(ask(&server, &question), flush_and_fail);
+
+    assert_eq!(parse(&reply).metadata.response_code, ResponseCode::ServFail);
+}
+
+#[tokio::test]
 async fn without_stale_answers_a_failure_is_a_failure() {
     let upstream = FakeUpstream::bind().await;
     let (server, clock) = remembering(&upstream, |cache| cache.serve_stale = false);
