@@ -1,20 +1,17 @@
 //! Two bare tunnels beside each other: what a program at one of them adds to sending a packet.
 
-use std::io::{ErrorKind, IoSlice};
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
-use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use lab::Namespace;
-use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, sendmmsg};
 use tun_rs::SyncDevice;
 
 use super::path::NEAR;
 use super::pump::{MTU, tun};
-use super::traffic::{BATCH, median};
-use crate::cpu;
+use super::traffic::{Batch, median};
 use crate::pin::Pinned;
 
 /// Two TUN devices of one namespace, which nothing but the measurement uses.
@@ -54,6 +51,7 @@ impl Pair {
     /// What was sent is read again by the same thread, so that nobody has to be woken and no queue fills.
     pub(super) fn costs(&self, time: Duration) -> Result<[f64; 2]> {
         let _pinned = Pinned::to(NEAR)?;
+        let mut batch = Batch::new();
         let mut costs = [Vec::new(), Vec::new()];
         let begin = Instant::now();
         for turn in 0.. {
@@ -63,7 +61,7 @@ impl Pair {
             // Each comes first as often as second.
             let first = turn % 2;
             for index in [first, 1 - first] {
-                costs[index].extend(self.ends[index].send_batch()?);
+                costs[index].extend(self.ends[index].cost(&mut batch)?);
             }
         }
         let [one, other] = costs.map(median);
@@ -75,27 +73,10 @@ impl Pair {
 
 impl End {
     /// The cost of each datagram of a batch; none where not all of them came to the device.
-    fn send_batch(&self) -> Result<Option<f64>> {
-        let payload = [0x5a; 64];
-        let slices = [[IoSlice::new(&payload)]; BATCH];
-        let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
-        let before = cpu::of_this_thread()?;
-        let sent = sendmmsg(
-            self.socket.as_raw_fd(),
-            &mut headers,
-            &slices,
-            [None; BATCH],
-            [],
-            MsgFlags::empty(),
-        );
-        let cost = cpu::of_this_thread()?.saturating_sub(before);
-        let count = match sent {
-            Ok(sent) => sent.count(),
-            Err(nix::Error::ENOBUFS | nix::Error::EINTR) => 0,
-            Err(error) => return Err(error).context("cannot send datagrams"),
-        };
+    fn cost(&self, batch: &mut Batch) -> Result<Option<f64>> {
+        let (_, cost) = batch.send(&self.socket)?;
         let passed = self.drain()?;
-        Ok((count == BATCH && passed >= BATCH).then(|| cost.as_secs_f64() * 1e9 / BATCH as f64))
+        Ok(cost.filter(|_| passed >= Batch::LENGTH))
     }
 
     /// Takes what waits in the device; tells how many packets that were.

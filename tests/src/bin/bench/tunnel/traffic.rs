@@ -233,9 +233,7 @@ impl Tally {
 }
 
 fn send_datagrams(socket: &UdpSocket, received: &AtomicU64, time: Duration) -> Result<Flow> {
-    let payload = [0x5a; 64];
-    let slices = [[IoSlice::new(&payload)]; BATCH];
-    let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
+    let mut batch = Batch::new();
     let start = received.load(Ordering::Acquire);
     let arrived = || received.load(Ordering::Acquire) - start;
     let mut flow = Flow::default();
@@ -246,7 +244,7 @@ fn send_datagrams(socket: &UdpSocket, received: &AtomicU64, time: Duration) -> R
         if here > progress.0 {
             progress = (here, Instant::now());
         }
-        if flow.tally.on_the_way(here) + BATCH as u64 > WINDOW {
+        if flow.tally.on_the_way(here) + Batch::LENGTH as u64 > WINDOW {
             if progress.1.elapsed() > LOST {
                 flow.tally.give_up(here);
             } else {
@@ -254,25 +252,9 @@ fn send_datagrams(socket: &UdpSocket, received: &AtomicU64, time: Duration) -> R
             }
             continue;
         }
-        let before = cpu::of_this_thread()?;
-        let results = sendmmsg(
-            socket.as_raw_fd(),
-            &mut headers,
-            &slices,
-            [None; BATCH],
-            [],
-            MsgFlags::empty(),
-        );
-        let count = match results {
-            Ok(results) => results.count() as u64,
-            Err(nix::Error::ENOBUFS | nix::Error::EINTR) => 0,
-            Err(error) => return Err(error).context("cannot send datagrams"),
-        };
-        let spent = cpu::of_this_thread()?.saturating_sub(before);
-        if count == BATCH as u64 {
-            flow.costs.push(spent.as_secs_f64() * 1e9 / BATCH as f64);
-        }
-        flow.tally.sent += count;
+        let (count, cost) = batch.send(socket)?;
+        flow.costs.extend(cost);
+        flow.tally.sent += count as u64;
     }
     flow.elapsed = begin.elapsed();
     flow.arrived = arrived();
@@ -285,6 +267,47 @@ fn send_datagrams(socket: &UdpSocket, received: &AtomicU64, time: Duration) -> R
     Ok(flow)
 }
 
+/// Datagrams of 64 bytes that leave in one system call.
+pub(super) struct Batch {
+    headers: MultiHeaders<SockaddrIn>,
+}
+
+impl Batch {
+    /// How many they are.
+    pub(super) const LENGTH: usize = 32;
+
+    pub(super) fn new() -> Self {
+        Self {
+            headers: MultiHeaders::preallocate(Self::LENGTH, None),
+        }
+    }
+
+    /// Sends them by a connected socket; tells how many the kernel took and, where that was all, the CPU time that each took
+    /// in the system call, in nanoseconds.
+    pub(super) fn send(&mut self, socket: &UdpSocket) -> Result<(usize, Option<f64>)> {
+        let payload = [0x5a; 64];
+        let slices = [[IoSlice::new(&payload)]; Self::LENGTH];
+        let before = cpu::of_this_thread()?;
+        let results = sendmmsg(
+            socket.as_raw_fd(),
+            &mut self.headers,
+            &slices,
+            [None; Self::LENGTH],
+            [],
+            MsgFlags::empty(),
+        );
+        let count = match results {
+            Ok(results) => results.count(),
+            Err(nix::Error::ENOBUFS | nix::Error::EINTR) => 0,
+            Err(error) => return Err(error).context("cannot send datagrams"),
+        };
+        let spent = cpu::of_this_thread()?.saturating_sub(before);
+        let is_full = count == Self::LENGTH;
+        let each = spent.as_secs_f64() * 1e9 / Self::LENGTH as f64;
+        Ok((count, is_full.then_some(each)))
+    }
+}
+
 pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied()
@@ -294,8 +317,6 @@ pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
 const SEND_BUFFER: usize = 1 << 20;
 /// Datagrams on the way at once, fewer than the queue of any device on it.
 const WINDOW: u64 = 256;
-/// Datagrams in a system call.
-pub(super) const BATCH: usize = 32;
 /// When nothing has arrived for so long, what is on the way is lost.
 const LOST: Duration = Duration::from_millis(100);
 /// Before a turn: what has come or gone is no longer felt.
