@@ -279,19 +279,16 @@ fn measure(bench: &mut Bench, suites: &[&Suite], keeper: &Keeper<'_>) -> Result<
 
 /// How long a person will wait.
 fn announcement(suites: &[&Suite], effort: Effort) -> String {
+    let time = |time: Duration| format!("{}:{:02}", time.as_secs() / 60, time.as_secs() % 60);
     let each = suites.iter().map(|suite| (suite.expected)(effort));
-    let mut text = format!("This takes about {} minutes:", minutes(each.sum()));
+    let mut text = format!("This takes about {} minutes:", time(each.sum()));
     for (index, suite) in suites.iter().enumerate() {
         let separator = if index == 0 { "" } else { "," };
-        let expected = minutes((suite.expected)(effort));
+        let expected = time((suite.expected)(effort));
         // Writing to a String cannot fail.
         let _ = write!(text, "{separator} {} {expected}", suite.name);
     }
     text
-}
-
-fn minutes(time: Duration) -> String {
-    format!("{}:{:02}", time.as_secs() / 60, time.as_secs() % 60)
 }
 
 #[cfg(test)]
