@@ -77,6 +77,7 @@ fn clsact_filters_that_outlive_kill_9_let_everything_pass_and_go_with_the_next_d
 
     daemon.kill()?;
     lab.ping(PEER_V4)?;
+    wait_until_device_is_gone(&lab)?;
     assert_queries_cross(&lab)?;
 
     let mut next = lab.daemon(&["--attach", "clsact"])?;
@@ -242,6 +243,14 @@ fn assert_nothing_left(lab: &Lab, before: &Snapshot) {
         difference.is_empty().then_some(())
     });
     assert!(clean.is_ok(), "left behind:\n{changes}");
+}
+
+/// The kernel takes an AF_XDP reader's device down a moment after its process; until then it is a way that leads nowhere.
+fn wait_until_device_is_gone(lab: &Lab) -> Result<()> {
+    until("the reader device is gone", || {
+        let links = lab.client.run("ip -oneline link show").ok()?;
+        (!links.contains(" icept0")).then_some(())
+    })
 }
 
 /// Without a daemon, what is sent to the virtual address goes into the tunnel.
