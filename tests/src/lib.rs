@@ -29,6 +29,7 @@ mod secure_responder;
 mod sentinel;
 mod snapshot;
 mod sole_tun;
+mod starting;
 mod tls_responder;
 mod topology;
 mod unbound;

@@ -24,6 +24,7 @@ use nix::unistd::{Pid, geteuid};
 
 use crate::process::output_of;
 use crate::scratch;
+use crate::starting::{self, while_none_starts};
 use crate::wait::until;
 use crate::wireguard;
 
@@ -137,7 +138,7 @@ impl Namespace {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        let mut child = command.spawn().context("cannot run `ip`")?;
+        let mut child = starting::spawn(&mut command).context("cannot run `ip`")?;
         let mut input = child.stdin.take().context("`ip` has no standard input")?;
         // Where it ends early, it says why.
         let _ = input.write_all((lines.join("\n") + "\n").as_bytes());
@@ -190,13 +191,13 @@ impl Namespace {
 
     /// A UDP socket inside, bound to `local`.
     pub fn udp(&self, local: SocketAddr) -> Result<UdpSocket> {
-        self.enter(|| UdpSocket::bind(local))?
+        self.enter(|| while_none_starts(|| UdpSocket::bind(local)))?
             .with_context(|| format!("cannot bind UDP {local} in {}", self.name))
     }
 
     /// A TCP listener inside, at `local`.
     pub fn listen(&self, local: SocketAddr) -> Result<TcpListener> {
-        self.enter(|| TcpListener::bind(local))?
+        self.enter(|| while_none_starts(|| TcpListener::bind(local)))?
             .with_context(|| format!("cannot listen on TCP {local} in {}", self.name))
     }
 

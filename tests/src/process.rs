@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
+use crate::starting;
 use crate::wait::until;
 
 /// A running child; killed when dropped.
@@ -34,11 +35,11 @@ pub struct Exit {
 impl Process {
     /// Starts `command`, collecting what it prints on either stream.
     pub fn spawn(name: &str, mut command: Command) -> Result<Self> {
-        let mut child = command
+        command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
+            .stderr(Stdio::piped());
+        let mut child = starting::spawn(&mut command)
             .with_context(|| format!("cannot start {name} ({command:?})"))?;
         let log = Log::default();
         let mut readers = Vec::new();
@@ -127,12 +128,12 @@ impl Drop for Process {
 
 /// Runs `command` to its end, and kills it when it does not come to one.
 pub fn finish(mut command: Command) -> Result<Exit> {
-    let mut child = command
+    command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start {command:?}"))?;
+        .stderr(Stdio::piped());
+    let mut child =
+        starting::spawn(&mut command).with_context(|| format!("cannot start {command:?}"))?;
     let stdout = child.stdout.take().map(collect);
     let stderr = child.stderr.take().map(collect);
     let Ok(status) = until("the command ends", || child.try_wait().transpose()) else {
@@ -153,13 +154,16 @@ pub fn finish(mut command: Command) -> Result<Exit> {
 
 /// Runs `command` and gives its standard output; an error with all it said when it fails.
 pub(crate) fn output_of(mut command: Command) -> Result<String> {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let Output {
         status,
         stdout,
         stderr,
-    } = command
-        .stdin(Stdio::null())
-        .output()
+    } = starting::spawn(&mut command)
+        .and_then(Child::wait_with_output)
         .with_context(|| format!("cannot run {command:?}"))?;
     let stdout = String::from_utf8_lossy(&stdout).into_owned();
     if !status.success() {

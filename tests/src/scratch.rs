@@ -8,6 +8,8 @@ use std::process;
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
+use crate::starting::while_none_starts;
+
 /// A directory that is removed when dropped.
 #[derive(Debug)]
 pub struct Scratch(TempDir);
@@ -30,7 +32,16 @@ impl Scratch {
     /// Writes `content` to `name` within, and gives its path.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> Result<PathBuf> {
         let path = self.path(name);
-        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+        while_none_starts(|| fs::write(&path, content))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Copies the program at `original` to `name` within, and gives its path.
+    pub fn copy(&self, original: &Path, name: &str) -> Result<PathBuf> {
+        let path = self.path(name);
+        while_none_starts(|| fs::copy(original, &path))
+            .with_context(|| format!("cannot copy {} to {}", original.display(), path.display()))?;
         Ok(path)
     }
 }

@@ -56,8 +56,9 @@ impl WgQuick {
         let resolv_conf = scratch.write(RESOLV_CONF, ORIGINAL)?;
         scratch.write("resolvconf", RESOLVCONF)?;
         // Beside our own resolvconf: wg-quick looks for its tools where it is itself.
-        fs::copy(WG_QUICK, scratch.path("wg-quick"))
-            .with_context(|| format!("cannot copy {WG_QUICK}; is wireguard-tools installed?"))?;
+        scratch
+            .copy(Path::new(WG_QUICK), "wg-quick")
+            .context("is wireguard-tools installed?")?;
         for program in ["resolvconf", "wg-quick"] {
             fs::set_permissions(scratch.path(program), fs::Permissions::from_mode(0o755))?;
         }

@@ -216,8 +216,7 @@ fn check_beside_a_running_daemon_says_what_it_has_taken() -> Result<()> {
 fn check_without_privileges_names_those_that_are_missing() -> Result<()> {
     let namespace = Namespace::new("bad")?;
     let scratch = Scratch::new()?;
-    let program = scratch.path("interceptor");
-    fs::copy(lab::binary()?, &program)?;
+    let program = scratch.copy(&lab::binary()?, "interceptor")?;
     if let Some(directory) = program.parent() {
         fs::set_permissions(directory, Permissions::from_mode(0o777))?;
     }
@@ -291,8 +290,7 @@ fn without_privileges_the_error_names_what_is_missing() -> Result<()> {
     let namespace = Namespace::new("bad")?;
     let scratch = Scratch::new()?;
     // An ordinary user may not be able to reach the checkout.
-    let program = scratch.path("interceptor");
-    fs::copy(lab::binary()?, &program)?;
+    let program = scratch.copy(&lab::binary()?, "interceptor")?;
     if let Some(directory) = program.parent() {
         fs::set_permissions(directory, Permissions::from_mode(0o777))?;
     }
