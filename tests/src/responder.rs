@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::dns;
+use crate::link::wait_until_ready;
 use crate::namespace::Namespace;
 
 /// A scripted server; it ends when dropped.
@@ -60,6 +61,7 @@ impl Responder {
     /// [`Self::FAR_ANSWER`], so that a test can tell which queries were let through.
     pub fn far_end(namespace: &Namespace, address: IpAddr) -> Result<Self> {
         namespace.run(&format!("ip address add {address} dev lo"))?;
+        wait_until_ready(namespace, "lo", &[&address.to_string()])?;
         Self::start(namespace, SocketAddr::new(address, 53), |query| {
             dns::address_reply(query, Self::FAR_ANSWER)
                 .into_iter()

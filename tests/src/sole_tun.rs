@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
+use crate::link::wait_until_ready;
 use crate::namespace::Namespace;
 
 /// A TUN device that is up; it goes when this is dropped.
@@ -31,6 +32,7 @@ impl SoleTun {
         for route in routes {
             namespace.run(&format!("ip route add {route} dev {name}"))?;
         }
+        wait_until_ready(namespace, name, addresses)?;
         Ok(Self {
             name: name.to_owned(),
             _device: device,

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use data_encoding::BASE64;
 use x25519_dalek::{PublicKey, StaticSecret};
 
+use crate::link::wait_until_ready;
 use crate::namespace::Namespace;
 use crate::process::Process;
 use crate::scratch::Scratch;
@@ -212,7 +213,8 @@ impl End {
         for route in routes {
             lines.push(format!("route add {route} dev {name}"));
         }
-        self.namespace.ip(&lines)
+        self.namespace.ip(&lines)?;
+        wait_until_ready(&self.namespace, name, addresses)
     }
 }
 
