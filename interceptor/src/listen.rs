@@ -718,6 +718,7 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
+    use crate::net::testing::NoProgramStarts;
     use crate::service::{BoxStream, Flow, Responder};
 
     #[tokio::test]
@@ -801,6 +802,7 @@ mod tests {
 
     #[tokio::test]
     async fn where_one_cannot_be_bound_none_is() {
+        let _closing_frees = NoProgramStarts::wait();
         let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
         let free = free_address();
         let listens = [free, taken.local_addr().unwrap()].map(|at| listen(&at.to_string(), ""));
@@ -810,6 +812,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_change_keeps_the_sockets_that_are_wanted_still_with_their_new_settings() {
+        let _closing_frees = NoProgramStarts::wait();
         let mut listeners = none();
         let [kept, ended, begun] = [free_address(), free_address(), free_address()];
         let plain = |address: SocketAddr, allow| listen(&address.to_string(), allow);
@@ -832,6 +835,7 @@ mod tests {
 
     #[tokio::test]
     async fn another_address_takes_a_port_over_and_what_was_queued_is_answered() {
+        let _closing_frees = NoProgramStarts::wait();
         let port = free_address().port();
         let [any, one] = ["0.0.0.0", "127.0.0.1"].map(|ip| format!("{ip}:{port}"));
         let server: SocketAddr = one.parse().unwrap();
@@ -864,6 +868,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_change_takes_no_two_addresses_of_a_port_that_a_start_refuses() {
+        let _closing_frees = NoProgramStarts::wait();
         let port = free_address().port();
         let [any, one] = ["0.0.0.0", "127.0.0.1"].map(|ip| format!("{ip}:{port}"));
         let both = |reuse_port| {
@@ -893,6 +898,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_change_of_addresses_that_is_dropped_leaves_the_port_to_us_alone() {
+        let _closing_frees = NoProgramStarts::wait();
         let port = free_address().port();
         let [any, one] = ["0.0.0.0", "127.0.0.1"].map(|ip| format!("{ip}:{port}"));
         let mut listeners = none();
@@ -913,6 +919,7 @@ mod tests {
 
     #[tokio::test]
     async fn whether_others_may_listen_there_as_well_can_change() {
+        let _closing_frees = NoProgramStarts::wait();
         let address = free_address();
         let transport = Transport::Udp;
         let place = Place { address, transport };
@@ -930,6 +937,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_change_that_is_dropped_leaves_everything_as_it_was() {
+        let _closing_frees = NoProgramStarts::wait();
         let mut listeners = none();
         let [kept, other] = [free_address(), free_address()];
         let wanted = [listen(&kept.to_string(), "")];
@@ -945,6 +953,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_inherited_socket_serves_the_listener_at_its_place_and_others_serve_by_themselves() {
+        let _closing_frees = NoProgramStarts::wait();
         let [wanted, alone] = [free_address(), free_address()];
         let inherited = [wanted, alone].map(|address| {
             let transport = Transport::Tcp;
@@ -966,6 +975,7 @@ mod tests {
 
     #[tokio::test]
     async fn once_stopped_nothing_new_is_taken() {
+        let _closing_frees = NoProgramStarts::wait();
         let mut listeners = serve(&[listen("127.0.0.1:0", "")]);
         let server = address(&listeners, Transport::Tcp);
         listeners.stop();

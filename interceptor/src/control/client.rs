@@ -293,6 +293,7 @@ mod tests {
     use crate::control::{self, Backend, NamesStatus, ReaderStatus, Refusal, TierStatus};
 
     use super::*;
+    use crate::net::testing::NoProgramStarts;
 
     #[tokio::test]
     async fn the_client_reads_the_status_that_the_daemon_gives() {
@@ -416,6 +417,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_daemon_the_error_says_how_to_start_one() {
+        let _closing_frees = NoProgramStarts::wait();
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control.sock");
         let told = format!(

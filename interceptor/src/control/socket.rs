@@ -215,6 +215,7 @@ mod tests {
     use std::process;
 
     use super::*;
+    use crate::net::testing::NoProgramStarts;
 
     #[tokio::test]
     async fn the_socket_is_for_its_owner_alone_in_a_directory_that_is_made() {
@@ -230,6 +231,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stale_socket_is_replaced() {
+        let _closing_frees = NoProgramStarts::wait();
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control.sock");
         drop(net::UnixListener::bind(&path).unwrap());
@@ -271,6 +273,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_look_says_what_binding_would_and_changes_nothing() {
+        let _closing_frees = NoProgramStarts::wait();
         let directory = tempfile::tempdir().unwrap();
         let [missing, stale, live, file] =
             ["a/b/missing", "stale", "live", "file"].map(|name| directory.path().join(name));
@@ -299,6 +302,7 @@ mod tests {
 
     #[tokio::test]
     async fn of_many_that_start_at_once_one_gets_the_socket() {
+        let _closing_frees = NoProgramStarts::wait();
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control.sock");
         drop(net::UnixListener::bind(&path).unwrap());

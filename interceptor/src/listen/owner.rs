@@ -83,9 +83,11 @@ mod tests {
     use std::net::{TcpListener, UdpSocket};
 
     use super::*;
+    use crate::net::testing::NoProgramStarts;
 
     #[test]
     fn the_program_at_a_port_is_named() {
+        let _one_owner = NoProgramStarts::wait();
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let me = format!("(pid {})", process::id());
@@ -101,6 +103,7 @@ mod tests {
 
     #[test]
     fn a_free_port_has_no_owner() {
+        let _closing_frees = NoProgramStarts::wait();
         let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
         drop(taken);

@@ -1,7 +1,9 @@
-//! What tests on the network share: a namespace of their own, and commands in it.
+//! What tests on the network share: a namespace of their own, programs in it, and sockets that close at once.
 
 use std::future::Future;
-use std::process::Command;
+use std::io;
+use std::process::{Child, Command, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
@@ -35,9 +37,13 @@ where
 pub(crate) fn run(command: &str) -> String {
     let mut words = command.split_whitespace();
     let program = words.next().expect("a program");
-    let output = Command::new(program)
+    let mut process = Command::new(program);
+    process
         .args(words)
-        .output()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let output = spawn(&mut process)
+        .and_then(Child::wait_with_output)
         .unwrap_or_else(|error| panic!("{command}: {error}"));
     assert!(
         output.status.success(),
@@ -46,3 +52,23 @@ pub(crate) fn run(command: &str) -> String {
     );
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
+
+/// Starts a program, and returns when it runs.
+pub(crate) fn spawn(command: &mut Command) -> io::Result<Child> {
+    let _starting = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+    command.spawn()
+}
+
+/// No program starts while one of these is held, so that a socket is closed when this process closes it.
+pub(crate) struct NoProgramStarts(
+    #[expect(dead_code, reason = "held")] RwLockReadGuard<'static, ()>,
+);
+
+impl NoProgramStarts {
+    pub(crate) fn wait() -> Self {
+        Self(STARTING.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Held while a program starts: until it runs, it has every socket of this process.
+static STARTING: RwLock<()> = RwLock::new(());

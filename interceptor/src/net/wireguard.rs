@@ -254,7 +254,7 @@ mod tests {
     use tokio::net::UnixListener;
 
     use super::*;
-    use crate::net::testing::{in_namespace, run};
+    use crate::net::testing::{self, NoProgramStarts, in_namespace, run};
 
     #[test]
     fn the_family_is_asked_for_by_name() {
@@ -343,6 +343,7 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_at_the_socket_is_no_wireguard() {
+        let _closing_frees = NoProgramStarts::wait();
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("wg0.sock");
         assert_eq!(ask_userspace(&path).await.expect("asking"), None);
@@ -444,11 +445,12 @@ mod tests {
 
     impl WireGuardGo {
         async fn start(name: &str) -> Self {
-            let process = Command::new("wireguard-go")
+            let mut process = Command::new("wireguard-go");
+            process
                 .args(["--foreground", name])
                 .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
+                .stderr(Stdio::null());
+            let process = testing::spawn(&mut process)
                 .expect("this test needs wireguard-go (package wireguard-go)");
             let daemon = Self {
                 process,

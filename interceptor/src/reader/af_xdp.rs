@@ -540,11 +540,10 @@ fn failed(name: &str, what: &'static str) -> impl FnOnce(io::Error) -> AfXdpErro
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-
     use tokio::runtime;
 
     use super::*;
+    use crate::net::testing::run;
 
     #[test]
     fn packets_that_the_kernel_does_not_send_are_counted_as_dropped_and_later_ones_go_out() {
@@ -564,9 +563,9 @@ mod tests {
             };
 
             let sent = dropped_after(5);
-            set(reader.name(), "down");
+            run(&format!("ip link set {} down", reader.name()));
             let down = dropped_after(7);
-            set(reader.name(), "up");
+            run(&format!("ip link set {} up", reader.name()));
             (sent, down, dropped_after(5))
         };
 
@@ -579,12 +578,4 @@ mod tests {
     const PACKET: [u8; 20] = [
         0x45, 0, 0, 20, 0, 0, 0, 0, 64, 253, 0, 0, 10, 30, 30, 30, 10, 8, 0, 2,
     ];
-
-    /// In the calling thread's namespace.
-    fn set(name: &str, state: &str) {
-        let status = Command::new("ip")
-            .args(["link", "set", name, state])
-            .status();
-        assert!(status.unwrap().success());
-    }
 }
