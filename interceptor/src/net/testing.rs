@@ -53,6 +53,28 @@ pub(crate) fn run(command: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Gives an interface of the calling thread's namespace an address, and returns when the kernel receives what is sent to
+/// it: for IPv6, a worker sees to that a moment later (`addrconf_dad_work`, Linux 6.18).
+pub(crate) fn add_address(address: &str, device: &str) {
+    let nodad = if address.contains(':') { "nodad" } else { "" };
+    run(&format!("ip address add {address} dev {device} {nodad}"));
+    let host = address.split('/').next().unwrap_or(address);
+    wait_for_route(&format!("local {host} "));
+}
+
+/// Returns when an interface of the calling thread's namespace that was brought up carries packets: where another one had
+/// to come up for that, a worker notices (`linkwatch_event`, Linux 6.18).
+pub(crate) fn wait_for_carrier(device: &str) {
+    wait_for_route(&format!("multicast ff00::/8 dev {device} "));
+}
+
+fn wait_for_route(route: &str) {
+    let family = if route.contains(':') { "-6" } else { "-4" };
+    while !run(&format!("ip {family} route show table local")).contains(route) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Starts a program, and returns when it runs.
 pub(crate) fn spawn(command: &mut Command) -> io::Result<Child> {
     let _starting = STARTING.write().unwrap_or_else(PoisonError::into_inner);

@@ -3,7 +3,6 @@
 use std::future::Future;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use tokio::time::timeout;
 
 use super::lab::{self, Ports};
 use crate::config::TcpConfig;
+use crate::net::testing::{NoProgramStarts, add_address, run};
 use crate::netstack::{Handle, spawn};
 use crate::reader::NameError;
 use crate::reader::tun::{TunError, TunReader};
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 #[test]
 fn the_kernels_udp_gets_answers_and_refusals() {
-    in_namespace(async {
+    in_namespace(async || {
         let _handle = start();
         for (local, server) in [
             ("10.9.9.1:0", "10.30.30.30"),
@@ -46,7 +46,7 @@ fn the_kernels_udp_gets_answers_and_refusals() {
 
 #[test]
 fn the_kernels_tcp_exchanges_a_megabyte_both_ways() {
-    in_namespace(async {
+    in_namespace(async || {
         let handle = start();
         for server in ["10.30.30.30", "fd30:30:30::30"] {
             let stream = patiently(TcpStream::connect(at(server, 53))).await.unwrap();
@@ -72,19 +72,11 @@ fn the_kernels_tcp_exchanges_a_megabyte_both_ways() {
 
 #[test]
 fn the_kernels_ping_is_answered_at_any_size() {
-    in_namespace(async {
+    in_namespace(async || {
         let _handle = start();
         for server in ["10.30.30.30", "fd30:30:30::30"] {
             for size in ["0", "56", "1300"] {
-                let output = tokio::process::Command::new("ping")
-                    .args(["-c", "1", "-W", "10", "-s", size, server])
-                    .output()
-                    .await
-                    .unwrap();
-                assert!(
-                    output.status.success(),
-                    "ping -s {size} {server}: {output:?}"
-                );
+                run(&format!("ping -c 1 -W 10 -s {size} {server}"));
             }
         }
     });
@@ -92,7 +84,7 @@ fn the_kernels_ping_is_answered_at_any_size() {
 
 #[test]
 fn a_thousand_connections_are_served_at_once() {
-    in_namespace(async {
+    in_namespace(async || {
         let handle = start();
         let clients: Vec<_> = (0..1000)
             .map(|_| tokio::spawn(TcpStream::connect(at("10.30.30.30", 53))))
@@ -121,7 +113,7 @@ fn a_thousand_connections_are_served_at_once() {
 
 #[test]
 fn a_shutdown_closes_connections_and_removes_the_device() {
-    in_namespace(async {
+    in_namespace(async || {
         let handle = start();
         let mut stream = patiently(TcpStream::connect(at("10.30.30.30", 53)))
             .await
@@ -130,6 +122,7 @@ fn a_shutdown_closes_connections_and_removes_the_device() {
         let mut buffer = [0; 4];
         patiently(stream.read_exact(&mut buffer)).await.unwrap();
 
+        let _closing_frees = NoProgramStarts::wait();
         handle.shutdown().await;
 
         assert_eq!(patiently(stream.read(&mut buffer)).await.unwrap(), 0);
@@ -140,10 +133,10 @@ fn a_shutdown_closes_connections_and_removes_the_device() {
 
 #[test]
 fn a_deleted_device_ends_the_netstack_with_an_error() {
-    in_namespace(async {
+    in_namespace(async || {
         let handle = start();
 
-        ip("link del icept0");
+        run("ip link del icept0");
 
         patiently(handle.ended()).await.unwrap_err();
     });
@@ -151,12 +144,12 @@ fn a_deleted_device_ends_the_netstack_with_an_error() {
 
 #[test]
 fn a_device_that_was_down_for_a_while_serves_again() {
-    in_namespace(async {
+    in_namespace(async || {
         let _handle = start();
-        ip("link set icept0 down");
+        run("ip link set icept0 down");
         tokio::time::sleep(Duration::from_millis(100)).await;
-        ip("link set icept0 up");
-        ip("route add 10.30.30.30/32 dev icept0 src 10.9.9.1");
+        run("ip link set icept0 up");
+        run("ip route add 10.30.30.30/32 dev icept0 src 10.9.9.1");
 
         let mut stream = patiently(TcpStream::connect(at("10.30.30.30", 53)))
             .await
@@ -169,7 +162,7 @@ fn a_device_that_was_down_for_a_while_serves_again() {
 
 #[test]
 fn devices_are_numbered_and_a_taken_name_is_refused() {
-    in_namespace(async {
+    in_namespace(async || {
         let first = TunReader::create(None, 1420).unwrap();
         let second = TunReader::create(None, 1420).unwrap();
         assert_eq!((first.name(), second.name()), ("icept0", "icept1"));
@@ -190,7 +183,7 @@ fn devices_are_numbered_and_a_taken_name_is_refused() {
 
 #[test]
 fn the_kernel_says_nothing_of_its_own_on_the_device() {
-    in_namespace(async {
+    in_namespace(async || {
         let handle = start();
 
         tokio::time::sleep(Duration::from_secs(3)).await;
@@ -219,10 +212,10 @@ impl Service for Echo {
 fn start() -> Handle {
     let reader = TunReader::create(None, 1420).unwrap();
     assert_eq!(reader.name(), "icept0");
-    ip("addr add 10.9.9.1/32 dev lo");
-    ip("addr add fd09::1/128 dev lo nodad");
-    ip("route add 10.30.30.30/32 dev icept0 src 10.9.9.1");
-    ip("route add fd30:30:30::30/128 dev icept0 src fd09::1");
+    add_address("10.9.9.1/32", "lo");
+    add_address("fd09::1/128", "lo");
+    run("ip route add 10.30.30.30/32 dev icept0 src 10.9.9.1");
+    run("ip route add fd30:30:30::30/128 dev icept0 src fd09::1");
     spawn(
         reader,
         Arc::new(Ports(Arc::new(Echo))),
@@ -235,31 +228,23 @@ fn start() -> Handle {
 }
 
 /// Runs `test` on a thread in a network namespace of its own, which goes with the thread.
-fn in_namespace(test: impl Future<Output = ()> + Send + 'static) {
+fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     let outcome = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET)
             .expect("this test makes a network namespace and needs CAP_SYS_ADMIN: run it as root");
-        ip("link set lo up");
+        run("ip link set lo up");
         // The workers inherit the namespace from this thread.
         tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .unwrap()
-            .block_on(test);
+            .block_on(test());
     })
     .join();
     if let Err(panic) = outcome {
         std::panic::resume_unwind(panic);
     }
-}
-
-fn ip(arguments: &str) {
-    let output = Command::new("ip")
-        .args(arguments.split(' '))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "ip {arguments}: {output:?}");
 }
 
 async fn patiently<T>(future: impl Future<Output = T>) -> T {
