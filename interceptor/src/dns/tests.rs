@@ -574,7 +574,15 @@ async fn an_idle_connection_is_closed_even_while_single_octets_trickle_in() {
 #[tokio::test]
 async fn beyond_the_bound_udp_queries_are_dropped_and_counted_and_tcp_queries_get_servfail() {
     let upstream = FakeUpstream::bind().await;
-    let server = server(&[UpstreamUrl::Tcp(upstream.address())]);
+    let server = Server::new(
+        DnsConfig {
+            attempt_timeout: 10 * PATIENCE,
+            deadline: 10 * PATIENCE,
+            ..config(&[UpstreamUrl::Tcp(upstream.address())])
+        },
+        Bypass::new(0, None),
+        None,
+    );
     let (responder, _replies) = responder(PATH);
     let question = edns_query("load.example.", "A", 1232);
     for host in 1..=4 {
