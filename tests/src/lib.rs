@@ -67,6 +67,6 @@ pub use topology::{
     VIRTUAL_V6, ZONE,
 };
 pub use unbound::{HOST_NAMES, Unbound, host_address};
-pub use wait::{patience, receive, rounds, until, until_within};
+pub use wait::{patience, receive, rounds, uninterrupted, until, until_within};
 pub use wg_quick::{WgQuick, WgQuickPlan};
 pub use wireguard::{Tunnel, TunnelPlan};

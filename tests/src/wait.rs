@@ -53,10 +53,15 @@ pub fn until_within<T>(
 
 /// Receives one datagram from the connected `socket`, however often a signal interrupts the wait.
 pub fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<usize> {
+    uninterrupted(|| socket.recv(buffer))
+}
+
+/// Waits by `wait`, again as often as a signal interrupts it.
+pub fn uninterrupted<T>(mut wait: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
-        match socket.recv(buffer) {
+        match wait() {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            result => return result,
+            outcome => return outcome,
         }
     }
 }

@@ -537,7 +537,7 @@ fn exchange(socket: &UdpSocket, query: &[u8]) -> Result<Vec<u8>> {
     let mut buffer = [0; 4096];
     socket.set_read_timeout(Some(patience()))?;
     socket.send(query)?;
-    let length = socket.recv(&mut buffer).context("no reply")?;
+    let length = lab::receive(socket, &mut buffer).context("no reply")?;
     Ok(buffer[..length].to_vec())
 }
 

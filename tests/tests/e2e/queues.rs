@@ -56,7 +56,7 @@ fn what_one_socket_sends_comes_by_one_queue() -> Result<()> {
         let query = Query::new(&format!("h{host}.example.test"), 1).with_id(host);
         socket.send(&query.wire())?;
         let mut reply = [0; 512];
-        let length = socket.recv(&mut reply)?;
+        let length = lab::receive(&socket, &mut reply)?;
         assert_eq!(dns::parse(&reply[..length])?.metadata.id, host);
     }
 

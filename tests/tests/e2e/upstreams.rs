@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, anyhow};
 use lab::dns::{self, ResponseCode};
 use lab::{
     Act, Authority, Daemon, Lab, Responder, Scratch, ScriptedServer, Transport, interceptor,
-    patience,
+    patience, uninterrupted,
 };
 
 /// With these, no query is sent again because a machine is slow.
@@ -161,7 +161,7 @@ fn replies_from_other_addresses_and_ports_than_were_asked_are_nobodys() -> Resul
         let answering = scope.spawn(|| -> Result<()> {
             let mut buffer = [0; 512];
             for _ in 0..QUERIES {
-                let (length, client) = upstream.recv_from(&mut buffer)?;
+                let (length, client) = uninterrupted(|| upstream.recv_from(&mut buffer))?;
                 let reply = |address| dns::address_reply(&buffer[..length], address);
                 // Right in everything but where they come from, and long before the real one.
                 for forger in &forgers {
