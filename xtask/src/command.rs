@@ -2,12 +2,14 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
+use std::env;
 use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
-use std::process::Command;
-use std::{env, fs};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context as _, bail};
 
@@ -17,6 +19,57 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
     let status = command
         .status()
         .with_context(|| format!("cannot run {}", name(command)))?;
+    check(command, status)
+}
+
+/// The same; `read` is given each line of its standard output, without its end, after it was shown.
+pub(crate) fn run_reading(command: &mut Command, mut read: impl FnMut(&str)) -> anyhow::Result<()> {
+    eprintln!("     Running `{}`", shown(command));
+    command.stdout(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("cannot run {}", name(command)))?;
+    let cannot_run = || format!("cannot read from {}", name(command));
+    let output = child.stdout.take().with_context(cannot_run)?;
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.with_context(cannot_run)?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        read(&line);
+    }
+    let status = child.wait().with_context(cannot_run)?;
+    check(command, status)
+}
+
+/// The same; what it prints goes to the file `log`, of which the end is shown when it fails.
+pub(crate) fn run_logging(command: &mut Command, log: &Path) -> anyhow::Result<()> {
+    eprintln!("     Running `{}` > {}", shown(command), log.display());
+    let file = || -> io::Result<(File, File)> {
+        let file = File::create(log)?;
+        Ok((file.try_clone()?, file))
+    };
+    let (output, errors) = file().with_context(|| format!("cannot make {}", log.display()))?;
+    let status = command
+        .stdout(output)
+        .stderr(errors)
+        .status()
+        .with_context(|| format!("cannot run {}", name(command)))?;
+    let checked = check(command, status);
+    if checked.is_err() {
+        eprintln!("{}", last_lines(log, 60)?);
+    }
+    checked
+}
+
+/// So many lines at the end of a file, which may be fewer.
+pub(crate) fn last_lines(log: &Path, count: usize) -> anyhow::Result<String> {
+    let text = fs::read(log).with_context(|| format!("cannot read {}", log.display()))?;
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    Ok(lines[lines.len().saturating_sub(count)..].join("\n"))
+}
+
+fn check(command: &Command, status: ExitStatus) -> anyhow::Result<()> {
     if !status.success() {
         bail!("{} failed ({status})", name(command));
     }
@@ -147,6 +200,37 @@ mod tests {
         let error = run(&mut command).unwrap_err().to_string();
 
         assert_eq!(error, "`sh exit 3` failed (exit status: 3)");
+    }
+
+    #[test]
+    fn what_a_command_prints_is_read_line_by_line() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "echo first; echo; printf last; exit 3"]);
+        let mut lines = Vec::new();
+
+        let error = run_reading(&mut command, |line| lines.push(line.to_owned())).unwrap_err();
+
+        assert_eq!(lines, ["first", "", "last"]);
+        assert!(
+            error.to_string().ends_with("failed (exit status: 3)"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_a_command_logs_is_in_the_file_whether_it_fails_or_not() {
+        let log = env::temp_dir().join(format!("xtask-log-{}", std::process::id()));
+        for code in ["0", "3"] {
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", &format!("echo first; echo {code} >&2; exit {code}")]);
+
+            let outcome = run_logging(&mut command, &log);
+
+            assert_eq!(outcome.is_ok(), code == "0");
+            assert_eq!(last_lines(&log, 1).unwrap(), code);
+            assert_eq!(last_lines(&log, 5).unwrap(), format!("first\n{code}"));
+        }
+        fs::remove_file(log).unwrap();
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 use crate::{command, packages, tools, workspace};
 
@@ -55,7 +55,12 @@ pub(crate) fn run(filter: Option<&str>) -> anyhow::Result<()> {
     };
     let targets = command::output(&mut cargo_fuzz("list"))?;
     let wanted = |target: &&str| filter.is_none_or(|filter| target.contains(filter));
+    let building = ["--codegen-units", "16", "--target-dir"];
+    let mut failed = Vec::new();
     for target in targets.lines().filter(wanted) {
+        let mut build = cargo_fuzz("build");
+        build.args(building).arg(&folder).arg(target);
+        command::run(&mut build)?;
         let corpus = root.join("tests/fuzz/corpus").join(target);
         fs::create_dir_all(&corpus)
             .with_context(|| format!("cannot make the folder {}", corpus.display()))?;
@@ -63,13 +68,23 @@ pub(crate) fn run(filter: Option<&str>) -> anyhow::Result<()> {
         let seeds = root.join("tests/fuzz/seeds").join(target);
         let folders = [Some(corpus), seeds.is_dir().then_some(seeds)];
         let mut fuzz = cargo_fuzz("run");
-        fuzz.args(["--codegen-units", "16", "--target-dir"])
+        fuzz.args(building)
             .arg(&folder)
             .arg(target)
             .args(folders.into_iter().flatten())
             .arg("--")
             .args(BOUNDS);
-        command::run(&mut fuzz)?;
+        let log = folder.join(format!("{target}.log"));
+        match command::run_logging(&mut fuzz, &log) {
+            Ok(()) => eprintln!("{target}: {}", command::last_lines(&log, 1)?),
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                failed.push(target);
+            }
+        }
+    }
+    if !failed.is_empty() {
+        bail!("fuzzing failed: {}", failed.join(", "));
     }
     Ok(())
 }

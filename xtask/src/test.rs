@@ -1,11 +1,16 @@
 //! `test`: every test there is, as root, then the fuzz targets.
 
+mod failures;
+
+use std::process::Command;
 use std::thread;
 
+use anyhow::bail;
 use clap::Args;
 
 use crate::kernel::Series;
 use crate::{binaries, command, fuzz, kernel, packages, workspace};
+use failures::Failures;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -45,13 +50,34 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if !command::is_root() {
         tests.env(runner_variable(&workspace::host_triple()?), "sudo -E");
     }
-    let passed = command::run(&mut tests);
-    if options.no_fuzz {
-        return passed;
-    }
+    let (failures, passed) = read(&mut tests);
     // Fuzzing says what it finds even where a test failed.
-    let fuzzed = fuzz::run(options.filter.as_deref());
-    passed.and(fuzzed)
+    let fuzzed = if options.no_fuzz {
+        Ok(())
+    } else {
+        fuzz::run(options.filter.as_deref())
+    };
+    if let Err(error) = &fuzzed
+        && passed.is_err()
+    {
+        eprintln!("error: {error:#}");
+    }
+    let names = failures.names();
+    if names.is_empty() {
+        return passed.and(fuzzed);
+    }
+    // It stands far above, and of a long log the end is read first.
+    eprintln!(
+        "\nWhat the tests that failed said last:\n\n{}\n",
+        failures.summary()
+    );
+    bail!("tests failed: {}", names.join(", "))
+}
+
+fn read(tests: &mut Command) -> (Failures, anyhow::Result<()>) {
+    let mut failures = Failures::default();
+    let passed = command::run_reading(tests, |line| failures.read(line));
+    (failures, passed)
 }
 
 /// The variable by which cargo learns what runs the test binaries.

@@ -1,0 +1,156 @@
+//! What a run of tests says of those that failed, kept to be said again at its end.
+
+/// How many lines of a test's output are said again: its last ones, where the reason is.
+const LINES: usize = 40;
+
+/// Reads what test binaries print, line by line.
+#[derive(Debug, Default)]
+pub(super) struct Failures {
+    tests: Vec<Failure>,
+    /// Whether the lines that come are what failed tests printed.
+    is_telling: bool,
+}
+
+#[derive(Debug)]
+struct Failure {
+    name: String,
+    output: Vec<String>,
+}
+
+impl Failures {
+    /// Takes note of a line without its end.
+    pub(super) fn read(&mut self, line: &str) {
+        if let Some(name) = heading(line) {
+            self.is_telling = true;
+            self.tests.push(Failure {
+                name: name.to_owned(),
+                output: Vec::new(),
+            });
+        } else if line == "failures:" {
+            // First comes what they printed, each under its heading, then their names.
+            self.is_telling = false;
+        } else if self.is_telling && !is_of_backtrace(line) {
+            let test = self.tests.last_mut();
+            test.expect("a test is told of")
+                .output
+                .push(line.to_owned());
+        }
+    }
+
+    /// The names of the tests, in the order in which they were told of.
+    pub(super) fn names(&self) -> Vec<&str> {
+        self.tests.iter().map(|test| test.name.as_str()).collect()
+    }
+
+    /// What each of them printed last, without backtraces.
+    pub(super) fn summary(&self) -> String {
+        let mut lines = Vec::new();
+        for Failure { name, output } in &self.tests {
+            lines.push(format!("---- {name} ----"));
+            let text = output
+                .iter()
+                .map(String::as_str)
+                .filter(|it| !it.is_empty());
+            let text: Vec<&str> = text.collect();
+            let left_out = text.len().saturating_sub(LINES);
+            if left_out > 0 {
+                lines.push(format!("({left_out} lines before these)"));
+            }
+            lines.extend(text[left_out..].iter().map(|&line| line.to_owned()));
+        }
+        lines.join("\n")
+    }
+}
+
+/// The name of the test whose output follows.
+fn heading(line: &str) -> Option<&str> {
+    line.strip_prefix("---- ")?.strip_suffix(" stdout ----")
+}
+
+/// Whether a line is of a backtrace: a frame or where that is (`  12: name`, `  at file:1:2`), or what is said around them.
+fn is_of_backtrace(line: &str) -> bool {
+    if line.eq_ignore_ascii_case("stack backtrace:") || line.starts_with("note: Some details are") {
+        return true;
+    }
+    let Some(rest) = line.strip_prefix("  ").map(str::trim_start) else {
+        return false;
+    };
+    let number = rest.split(':').next().unwrap_or_default();
+    rest.starts_with("at ") || (!number.is_empty() && number.bytes().all(|it| it.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OUTPUT: &str = "\
+running 3 tests
+test good ... ok
+test worse::first ... FAILED
+test second ... FAILED
+
+failures:
+
+---- worse::first stdout ----
+log
+Error: no answer
+
+Stack backtrace:
+   0: one::frame
+             at ./src/one.rs:1:2
+
+---- second stdout ----
+
+thread 'second' (12) panicked at tests/second.rs:3:4:
+assertion failed
+
+failures:
+    worse::first
+    second
+
+test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s
+";
+
+    fn read(output: &str) -> Failures {
+        let mut failures = Failures::default();
+        for line in output.lines() {
+            failures.read(line);
+        }
+        failures
+    }
+
+    #[test]
+    fn failed_tests_are_told_with_what_they_printed_and_without_backtraces() {
+        let failures = read(OUTPUT);
+
+        assert_eq!(failures.names(), ["worse::first", "second"]);
+        assert_eq!(
+            failures.summary(),
+            "---- worse::first ----\nlog\nError: no answer\n---- second ----\n\
+             thread 'second' (12) panicked at tests/second.rs:3:4:\nassertion failed"
+        );
+    }
+
+    #[test]
+    fn of_a_long_output_the_end_is_told() {
+        let log: Vec<String> = (0..100).map(|number| format!("line {number}")).collect();
+        let log = log.join("\n");
+        let output = format!("---- long stdout ----\n{log}\nfailures:\n    long\n");
+
+        let summary = read(&output).summary();
+
+        assert!(
+            summary.starts_with("---- long ----\n(60 lines before these)\nline 60\n"),
+            "{summary}"
+        );
+        assert!(summary.ends_with("line 99"), "{summary}");
+    }
+
+    #[test]
+    fn where_all_pass_there_is_nothing_to_tell() {
+        let failures = read("running 1 test\ntest good ... ok\n\ntest result: ok. 1 passed\n");
+
+        assert_eq!(failures.names(), Vec::<&str>::new());
+        assert_eq!(failures.summary(), "");
+    }
+}
