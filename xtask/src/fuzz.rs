@@ -37,8 +37,8 @@ pub(crate) fn lint() -> anyhow::Result<()> {
     command::run(&mut clippy)
 }
 
-/// Runs the fuzz targets whose name contains the filter.
-pub(crate) fn run(filter: Option<&str>) -> anyhow::Result<()> {
+/// Runs the fuzz targets whose name contains the filter, and tells how many there are.
+pub(crate) fn run(filter: Option<&str>) -> anyhow::Result<usize> {
     packages::ensure(&COMPILER, "fuzzing")?;
     let cargo_fuzz = tools::CARGO_FUZZ.ensure()?;
     let root = workspace::root()?;
@@ -56,8 +56,9 @@ pub(crate) fn run(filter: Option<&str>) -> anyhow::Result<()> {
     let targets = command::output(&mut cargo_fuzz("list"))?;
     let wanted = |target: &&str| filter.is_none_or(|filter| target.contains(filter));
     let building = ["--codegen-units", "16", "--target-dir"];
+    let targets: Vec<&str> = targets.lines().filter(wanted).collect();
     let mut failed = Vec::new();
-    for target in targets.lines().filter(wanted) {
+    for &target in &targets {
         let mut build = cargo_fuzz("build");
         build.args(building).arg(&folder).arg(target);
         command::run(&mut build)?;
@@ -86,5 +87,5 @@ pub(crate) fn run(filter: Option<&str>) -> anyhow::Result<()> {
     if !failed.is_empty() {
         bail!("fuzzing failed: {}", failed.join(", "));
     }
-    Ok(())
+    Ok(targets.len())
 }

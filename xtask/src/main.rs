@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     eprintln!("error: {error:#}");
-    if error.is::<bench::UnknownSuite>() {
+    if error.is::<bench::UnknownSuite>() || error.is::<test::NothingMatches>() {
         return ExitCode::from(2);
     }
     ExitCode::FAILURE

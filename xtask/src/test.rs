@@ -1,16 +1,15 @@
 //! `test`: every test there is, as root, then the fuzz targets.
 
-mod failures;
+mod results;
 
-use std::process::Command;
-use std::thread;
+use std::{fmt, thread};
 
 use anyhow::bail;
 use clap::Args;
 
 use crate::kernel::Series;
 use crate::{binaries, command, fuzz, kernel, packages, workspace};
-use failures::Failures;
+use results::Results;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -50,10 +49,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if !command::is_root() {
         tests.env(runner_variable(&workspace::host_triple()?), "sudo -E");
     }
-    let (failures, passed) = read(&mut tests);
+    let mut results = Results::default();
+    let passed = command::run_reading(&mut tests, |line| results.read(line));
     // Fuzzing says what it finds even where a test failed.
     let fuzzed = if options.no_fuzz {
-        Ok(())
+        Ok(0)
     } else {
         fuzz::run(options.filter.as_deref())
     };
@@ -62,22 +62,37 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     {
         eprintln!("error: {error:#}");
     }
-    let names = failures.names();
-    if names.is_empty() {
-        return passed.and(fuzzed);
+    let failed = results.failed();
+    if !failed.is_empty() {
+        // It stands far above, and of a long log the end is read first.
+        eprintln!(
+            "\nWhat the tests that failed said last:\n\n{}\n",
+            results.summary()
+        );
+        bail!("tests failed: {}", failed.join(", "));
     }
-    // It stands far above, and of a long log the end is read first.
-    eprintln!(
-        "\nWhat the tests that failed said last:\n\n{}\n",
-        failures.summary()
-    );
-    bail!("tests failed: {}", names.join(", "))
+    passed?;
+    let all = results.ran() + fuzzed?;
+    match &options.filter {
+        Some(filter) if all == 0 => Err(NothingMatches(filter.clone()).into()),
+        _ => Ok(()),
+    }
 }
 
-fn read(tests: &mut Command) -> (Failures, anyhow::Result<()>) {
-    let mut failures = Failures::default();
-    let passed = command::run_reading(tests, |line| failures.read(line));
-    (failures, passed)
+/// No test has this in its name.
+#[derive(Debug)]
+pub(crate) struct NothingMatches(String);
+
+impl std::error::Error for NothingMatches {}
+
+impl fmt::Display for NothingMatches {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(filter) = self;
+        write!(
+            f,
+            "no test or fuzz target has `{filter}` in its name; `cargo xtask test --no-fuzz -- --list` names the tests"
+        )
+    }
 }
 
 /// The variable by which cargo learns what runs the test binaries.

@@ -1,12 +1,13 @@
-//! What a run of tests says of those that failed, kept to be said again at its end.
+//! What a run of tests says: how many there were, and of those that failed what is to be said again at its end.
 
 /// How many lines of a test's output are said again: its last ones, where the reason is.
 const LINES: usize = 40;
 
 /// Reads what test binaries print, line by line.
 #[derive(Debug, Default)]
-pub(super) struct Failures {
-    tests: Vec<Failure>,
+pub(super) struct Results {
+    ran: usize,
+    failures: Vec<Failure>,
     /// Whether the lines that come are what failed tests printed.
     is_telling: bool,
 }
@@ -17,12 +18,15 @@ struct Failure {
     output: Vec<String>,
 }
 
-impl Failures {
+impl Results {
     /// Takes note of a line without its end.
     pub(super) fn read(&mut self, line: &str) {
-        if let Some(name) = heading(line) {
+        if let Some(count) = count(line) {
+            self.ran += count;
+            self.is_telling = false;
+        } else if let Some(name) = heading(line) {
             self.is_telling = true;
-            self.tests.push(Failure {
+            self.failures.push(Failure {
                 name: name.to_owned(),
                 output: Vec::new(),
             });
@@ -30,22 +34,30 @@ impl Failures {
             // First comes what they printed, each under its heading, then their names.
             self.is_telling = false;
         } else if self.is_telling && !is_of_backtrace(line) {
-            let test = self.tests.last_mut();
+            let test = self.failures.last_mut();
             test.expect("a test is told of")
                 .output
                 .push(line.to_owned());
         }
     }
 
-    /// The names of the tests, in the order in which they were told of.
-    pub(super) fn names(&self) -> Vec<&str> {
-        self.tests.iter().map(|test| test.name.as_str()).collect()
+    /// How many tests there were.
+    pub(super) fn ran(&self) -> usize {
+        self.ran
+    }
+
+    /// The names of those that failed, in the order in which they were told of.
+    pub(super) fn failed(&self) -> Vec<&str> {
+        self.failures
+            .iter()
+            .map(|test| test.name.as_str())
+            .collect()
     }
 
     /// What each of them printed last, without backtraces.
     pub(super) fn summary(&self) -> String {
         let mut lines = Vec::new();
-        for Failure { name, output } in &self.tests {
+        for Failure { name, output } in &self.failures {
             lines.push(format!("---- {name} ----"));
             let text = output
                 .iter()
@@ -60,6 +72,16 @@ impl Failures {
         }
         lines.join("\n")
     }
+}
+
+/// How many tests a binary says that it runs or lists: `running 3 tests`, `3 tests, 0 benchmarks`.
+fn count(line: &str) -> Option<usize> {
+    let (count, rest) = line
+        .strip_prefix("running ")
+        .unwrap_or(line)
+        .split_once(" test")?;
+    let is_count = matches!(rest, "" | "s") || rest.ends_with(" benchmarks");
+    is_count.then(|| count.parse().ok())?
 }
 
 /// The name of the test whose output follows.
@@ -111,21 +133,22 @@ failures:
 test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s
 ";
 
-    fn read(output: &str) -> Failures {
-        let mut failures = Failures::default();
+    fn read(output: &str) -> Results {
+        let mut results = Results::default();
         for line in output.lines() {
-            failures.read(line);
+            results.read(line);
         }
-        failures
+        results
     }
 
     #[test]
     fn failed_tests_are_told_with_what_they_printed_and_without_backtraces() {
-        let failures = read(OUTPUT);
+        let results = read(OUTPUT);
 
-        assert_eq!(failures.names(), ["worse::first", "second"]);
+        assert_eq!(results.ran(), 3);
+        assert_eq!(results.failed(), ["worse::first", "second"]);
         assert_eq!(
-            failures.summary(),
+            results.summary(),
             "---- worse::first ----\nlog\nError: no answer\n---- second ----\n\
              thread 'second' (12) panicked at tests/second.rs:3:4:\nassertion failed"
         );
@@ -147,10 +170,26 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; 
     }
 
     #[test]
-    fn where_all_pass_there_is_nothing_to_tell() {
-        let failures = read("running 1 test\ntest good ... ok\n\ntest result: ok. 1 passed\n");
+    fn tests_that_are_listed_count_as_well() {
+        for (line, expected) in [
+            ("running 12 tests", Some(12)),
+            ("running 1 test", Some(1)),
+            ("3 tests, 0 benchmarks", Some(3)),
+            ("test a::b ... ok", None),
+            ("running tests", None),
+        ] {
+            assert_eq!(count(line), expected, "{line}");
+        }
+    }
 
-        assert_eq!(failures.names(), Vec::<&str>::new());
-        assert_eq!(failures.summary(), "");
+    #[test]
+    fn where_all_pass_there_is_nothing_to_tell() {
+        let binary = "running 1 test\ntest good ... ok\n\ntest result: ok. 1 passed\n";
+
+        let results = read(&binary.repeat(2));
+
+        assert_eq!(results.ran(), 2);
+        assert_eq!(results.failed(), Vec::<&str>::new());
+        assert_eq!(results.summary(), "");
     }
 }
