@@ -14,6 +14,7 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 
 use crate::binaries::{self, TestBinary};
+use crate::results::{NothingMatches, Results};
 use crate::{command, packages, workspace};
 
 use machine::Machine;
@@ -131,6 +132,7 @@ pub(crate) fn test(
 
     let at_once = thread::available_parallelism().map_or(1, usize::from);
     let mut failures = Vec::new();
+    let mut passed = 0;
     let began = Instant::now();
     for group in kernels.chunks(at_once) {
         // Started by this thread, with which they end whatever ends it.
@@ -143,7 +145,8 @@ pub(crate) fn test(
             .collect::<anyhow::Result<Vec<_>>>()?;
         for (kernel, machine) in group.iter().zip(machines) {
             eprintln!("     Testing Linux {}", kernel.release);
-            let outcome = machine.follow();
+            let mut results = Results::default();
+            let outcome = machine.follow(&mut results);
             eprintln!(
                 "     Tested Linux {}, {} s after the start",
                 kernel.release,
@@ -151,14 +154,30 @@ pub(crate) fn test(
             );
             if let Err(error) = outcome {
                 eprintln!("error: Linux {}: {error:#}", kernel.release);
-                failures.push(kernel.release.as_str());
+                failures.push((kernel.release.as_str(), results));
+            } else {
+                passed += results.ran();
             }
         }
     }
-    if !failures.is_empty() {
-        bail!("failed on Linux {}", failures.join(", "));
+    if failures.is_empty() {
+        return match filter {
+            Some(filter) if passed == 0 => Err(NothingMatches(filter.to_owned()).into()),
+            _ => Ok(()),
+        };
     }
-    Ok(())
+    let mut told = Vec::new();
+    for (release, results) in &failures {
+        let failed = results.failed();
+        if failed.is_empty() {
+            told.push((*release).to_owned());
+            continue;
+        }
+        // It stands far above, and of a long log the end is read first.
+        eprintln!("\nLinux {release}. {}\n", results.summary());
+        told.push(format!("{release}: {}", failed.join(", ")));
+    }
+    bail!("failed on Linux {}", told.join("; "))
 }
 
 fn suites(built: &[TestBinary]) -> anyhow::Result<Vec<(&'static Suite, PathBuf)>> {

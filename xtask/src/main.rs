@@ -10,6 +10,7 @@ mod kernel;
 mod licences;
 mod lint;
 mod packages;
+mod results;
 mod run;
 mod test;
 mod tools;
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     };
     eprintln!("error: {error:#}");
-    if error.is::<bench::UnknownSuite>() || error.is::<test::NothingMatches>() {
+    if error.is::<bench::UnknownSuite>() || error.is::<results::NothingMatches>() {
         return ExitCode::from(2);
     }
     ExitCode::FAILURE

@@ -1,15 +1,13 @@
 //! `test`: every test there is, as root, then the fuzz targets.
 
-mod results;
-
-use std::{fmt, thread};
+use std::thread;
 
 use anyhow::bail;
 use clap::Args;
 
 use crate::kernel::Series;
+use crate::results::{NothingMatches, Results};
 use crate::{binaries, command, fuzz, kernel, packages, workspace};
-use results::Results;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -65,10 +63,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let failed = results.failed();
     if !failed.is_empty() {
         // It stands far above, and of a long log the end is read first.
-        eprintln!(
-            "\nWhat the tests that failed said last:\n\n{}\n",
-            results.summary()
-        );
+        eprintln!("\n{}\n", results.summary());
         bail!("tests failed: {}", failed.join(", "));
     }
     passed?;
@@ -76,22 +71,6 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     match &options.filter {
         Some(filter) if all == 0 => Err(NothingMatches(filter.clone()).into()),
         _ => Ok(()),
-    }
-}
-
-/// No test has this in its name.
-#[derive(Debug)]
-pub(crate) struct NothingMatches(String);
-
-impl std::error::Error for NothingMatches {}
-
-impl fmt::Display for NothingMatches {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(filter) = self;
-        write!(
-            f,
-            "no test or fuzz target has `{filter}` in its name; `cargo xtask test --no-fuzz -- --list` names the tests"
-        )
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 
 use crate::kernel::package::Kernel;
+use crate::results::Results;
 
 /// How long a machine may print nothing before it counts as hung: the kernel until the tests begin, and the tests from then
 /// on, because a kernel that is stuck may complain for ever. The test runner prints at the end of a test and after its
@@ -58,9 +59,10 @@ impl Machine {
     }
 
     /// Shows what the tests print, from the beginning, until the machine is off; an error unless all of them passed.
-    pub(crate) fn follow(&self) -> anyhow::Result<()> {
+    pub(crate) fn follow(&self, results: &mut Results) -> anyhow::Result<()> {
         let mut out = stdout().lock();
         while let Ok(bytes) = self.printed.recv() {
+            results.read_piece(&bytes);
             out.write_all(&bytes)
                 .and_then(|()| out.flush())
                 .context("cannot print")?;

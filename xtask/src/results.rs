@@ -1,15 +1,19 @@
 //! What a run of tests says: how many there were, and of those that failed what is to be said again at its end.
 
+use std::fmt;
+
 /// How many lines of a test's output are said again: its last ones, where the reason is.
 const LINES: usize = 40;
 
 /// Reads what test binaries print, line by line.
 #[derive(Debug, Default)]
-pub(super) struct Results {
+pub(crate) struct Results {
     ran: usize,
     failures: Vec<Failure>,
     /// Whether the lines that come are what failed tests printed.
     is_telling: bool,
+    /// The beginning of a line whose end has not come.
+    begun: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -20,7 +24,7 @@ struct Failure {
 
 impl Results {
     /// Takes note of a line without its end.
-    pub(super) fn read(&mut self, line: &str) {
+    pub(crate) fn read(&mut self, line: &str) {
         if let Some(count) = count(line) {
             self.ran += count;
             self.is_telling = false;
@@ -33,21 +37,30 @@ impl Results {
         } else if line == "failures:" {
             // First comes what they printed, each under its heading, then their names.
             self.is_telling = false;
-        } else if self.is_telling && !is_of_backtrace(line) {
-            let test = self.failures.last_mut();
-            test.expect("a test is told of")
-                .output
-                .push(line.to_owned());
+        } else if let Some(test) = self.failures.last_mut()
+            && self.is_telling
+            && !is_of_backtrace(line)
+        {
+            test.output.push(line.to_owned());
+        }
+    }
+
+    /// Takes note of what comes in pieces.
+    pub(crate) fn read_piece(&mut self, piece: &[u8]) {
+        self.begun.extend(piece);
+        while let Some(end) = self.begun.iter().position(|&byte| byte == b'\n') {
+            let line: Vec<u8> = self.begun.drain(..=end).collect();
+            self.read(String::from_utf8_lossy(&line).trim_end());
         }
     }
 
     /// How many tests there were.
-    pub(super) fn ran(&self) -> usize {
+    pub(crate) fn ran(&self) -> usize {
         self.ran
     }
 
     /// The names of those that failed, in the order in which they were told of.
-    pub(super) fn failed(&self) -> Vec<&str> {
+    pub(crate) fn failed(&self) -> Vec<&str> {
         self.failures
             .iter()
             .map(|test| test.name.as_str())
@@ -55,8 +68,8 @@ impl Results {
     }
 
     /// What each of them printed last, without backtraces.
-    pub(super) fn summary(&self) -> String {
-        let mut lines = Vec::new();
+    pub(crate) fn summary(&self) -> String {
+        let mut lines = vec!["What the tests that failed said last:".to_owned()];
         for Failure { name, output } in &self.failures {
             lines.push(format!("---- {name} ----"));
             let text = output
@@ -71,6 +84,22 @@ impl Results {
             lines.extend(text[left_out..].iter().map(|&line| line.to_owned()));
         }
         lines.join("\n")
+    }
+}
+
+/// No test has this in its name.
+#[derive(Debug)]
+pub(crate) struct NothingMatches(pub(crate) String);
+
+impl std::error::Error for NothingMatches {}
+
+impl fmt::Display for NothingMatches {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(filter) = self;
+        write!(
+            f,
+            "no test or fuzz target has `{filter}` in its name; `cargo xtask test --no-fuzz -- --list` names the tests"
+        )
     }
 }
 
@@ -149,7 +178,7 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; 
         assert_eq!(results.failed(), ["worse::first", "second"]);
         assert_eq!(
             results.summary(),
-            "---- worse::first ----\nlog\nError: no answer\n---- second ----\n\
+            "What the tests that failed said last:\n---- worse::first ----\nlog\nError: no answer\n---- second ----\n\
              thread 'second' (12) panicked at tests/second.rs:3:4:\nassertion failed"
         );
     }
@@ -163,7 +192,7 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; 
         let summary = read(&output).summary();
 
         assert!(
-            summary.starts_with("---- long ----\n(60 lines before these)\nline 60\n"),
+            summary.contains("\n---- long ----\n(60 lines before these)\nline 60\n"),
             "{summary}"
         );
         assert!(summary.ends_with("line 99"), "{summary}");
@@ -190,6 +219,16 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; 
 
         assert_eq!(results.ran(), 2);
         assert_eq!(results.failed(), Vec::<&str>::new());
-        assert_eq!(results.summary(), "");
+    }
+
+    #[test]
+    fn what_comes_in_pieces_is_read_as_the_lines_it_makes() {
+        let mut results = Results::default();
+        for piece in OUTPUT.as_bytes().chunks(7) {
+            results.read_piece(piece);
+        }
+
+        assert_eq!(results.summary(), read(OUTPUT).summary());
+        assert_eq!(results.ran(), 3);
     }
 }
