@@ -47,7 +47,7 @@ pub(super) struct Replacement {
     _changing: OwnedMutexGuard<()>,
     current: Arc<ArcSwap<Edition>>,
     kernel: SharedKernel,
-    edition: Arc<Edition>,
+    edition: Edition,
     difference: Difference,
 }
 
@@ -120,13 +120,12 @@ impl Rulebook {
         let current = self.current.load_full();
         let mut set = current.set.clone();
         let rule = set.remove(id).ok_or(ChangeError::Unknown(id))?;
-        let mut leaving = current.still_leaving();
-        leaving.push((Instant::now() + UNDERWAY, rule.clone()));
         let mut guests = current.guests.clone();
         guests.remove(&id);
-        let edition = Arc::new(Edition::new(set, guests, leaving)?);
+        let mut edition = Edition::new(set, guests, current.still_leaving())?;
         self.tell_kernel(&edition, None)?;
-        self.current.store(edition);
+        edition.take_leave_of([rule.clone()]);
+        self.current.store(Arc::new(edition));
         Ok(rule)
     }
 
@@ -152,7 +151,7 @@ impl Rulebook {
             _changing: changing,
             current: Arc::clone(&self.current),
             kernel: self.kernel.clone(),
-            edition: Arc::new(edition),
+            edition,
             difference,
         }))
     }
@@ -200,16 +199,17 @@ impl Replacement {
     }
 
     /// Puts the rules into force, in the kernel in one step.
-    pub(super) fn commit(self) {
+    pub(super) fn commit(mut self) {
         if self.difference == Difference::default() {
-            self.current.store(self.edition);
+            self.current.store(Arc::new(self.edition));
             return;
         }
+        self.edition
+            .take_leave_of(self.difference.gone.iter().cloned());
+        let edition = Arc::new(self.edition);
         // User space first: it must know the rules before the kernel sends it packets.
-        let before = self.current.swap(Arc::clone(&self.edition));
-        let told = self
-            .kernel
-            .with(|kernel| kernel.switch(&self.edition.compiled));
+        let before = self.current.swap(Arc::clone(&edition));
+        let told = self.kernel.with(|kernel| kernel.switch(&edition.compiled));
         if let Some(Err(error)) = told {
             self.current.store(before);
             error!("the rules are still the old ones: {error:#}");
@@ -267,10 +267,15 @@ impl Edition {
             fresh.push(set.insert(rule.clone())?);
         }
         let difference = Difference { gone, new };
-        let mut leaving = self.still_leaving();
+        let edition = Self::new(set, guests, self.still_leaving())?;
+        Ok((edition, difference, fresh))
+    }
+
+    /// Knows rules for a moment yet that the kernel obeys no more.
+    fn take_leave_of(&mut self, rules: impl IntoIterator<Item = Rule>) {
         let until = Instant::now() + UNDERWAY;
-        leaving.extend(difference.gone.iter().map(|rule| (until, rule.clone())));
-        Ok((Self::new(set, guests, leaving)?, difference, fresh))
+        self.leaving
+            .extend(rules.into_iter().map(|rule| (until, rule)));
     }
 
     /// The rule for traffic that the kernel has sent here.
@@ -387,12 +392,21 @@ mod tests {
         assert_eq!(numbered(&last), ["1 10.0.0.7 -> dns"]);
     }
 
-    #[test]
-    fn a_rule_that_was_replaced_is_known_for_a_moment() {
-        let before = edition(&["10.0.0.1"], &[]);
-        let (after, ..) = before.replaced(&rules(&["10.0.0.2"])).unwrap();
-        let find = |to: &str| after.rule(Some(Transport::Udp), to.parse().unwrap(), 53);
+    #[tokio::test]
+    async fn a_rule_that_was_replaced_is_known_for_a_moment_from_then_on() {
+        let book = Rulebook::new(&rules(&["10.0.0.1"]), SharedKernel::default()).unwrap();
+        let replacement = book.replace(&rules(&["10.0.0.2"])).await.unwrap();
+        let since = Instant::now();
+
+        replacement.unwrap().commit();
+
+        let edition = book.current.load();
+        let find = |to: &str| edition.rule(Some(Transport::Udp), to.parse().unwrap(), 53);
         assert!(find("10.0.0.1").is_some() && find("10.0.0.2").is_some());
+        let [(until, _)] = &edition.leaving[..] else {
+            panic!("{} rules leave", edition.leaving.len());
+        };
+        assert!(*until >= since + UNDERWAY);
     }
 
     fn edition(configured: &[&str], guests: &[&str]) -> Edition {
