@@ -89,7 +89,7 @@ impl Ratio {
 
     /// Whether it is the product's.
     pub(super) fn is_ours(&self) -> bool {
-        self.subject.starts_with(OURS)
+        is_ours(self.subject)
     }
 
     /// Whether it is that of noise.
@@ -106,6 +106,10 @@ impl Ratio {
     }
 }
 
+fn is_ours(subject: &str) -> bool {
+    subject.starts_with(OURS)
+}
+
 /// All of them, in the order of the rows. Where the product is compared with nobody else, its variants are compared
 /// with the first of them.
 pub(super) fn ratios(rows: &[Row]) -> Vec<Ratio> {
@@ -113,7 +117,7 @@ pub(super) fn ratios(rows: &[Row]) -> Vec<Ratio> {
     for row in rows {
         let label = &row.label;
         let in_turns = COMPARED_IN_TURNS.contains(&label.subject);
-        let is_compared = label.subject.starts_with(OURS) || in_turns;
+        let is_compared = is_ours(label.subject) || in_turns;
         if !is_compared || WITHOUT_RATIO.contains(&label.metric) {
             continue;
         }
@@ -125,7 +129,7 @@ pub(super) fn ratios(rows: &[Row]) -> Vec<Ratio> {
         let (ours, theirs): (Vec<&Row>, Vec<&Row>) = comparable
             .into_iter()
             .filter(|other| !is_calibration(other))
-            .partition(|other| other.label.subject.starts_with(OURS));
+            .partition(|other| is_ours(other.label.subject));
         let first = ours.first().copied().filter(|_| theirs.is_empty());
         for other in theirs.into_iter().chain(first) {
             if other.label.subject != label.subject {
