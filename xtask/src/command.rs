@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::env;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -22,26 +22,30 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
     check(command, status)
 }
 
-/// The same; `read` is given each line of its standard output, without its end, after it was shown.
+/// Shows the command and runs it; `read` is given each line of its standard output, without its end, after it was shown.
 pub(crate) fn run_reading(command: &mut Command, mut read: impl FnMut(&str)) -> anyhow::Result<()> {
     eprintln!("     Running `{}`", shown(command));
     command.stdout(Stdio::piped());
     let mut child = command
         .spawn()
         .with_context(|| format!("cannot run {}", name(command)))?;
-    let cannot_run = || format!("cannot read from {}", name(command));
-    let output = child.stdout.take().with_context(cannot_run)?;
+    let cannot_read = || format!("cannot read from {}", name(command));
+    let output = child.stdout.take().with_context(cannot_read)?;
     for line in BufReader::new(output).split(b'\n') {
-        let line = line.with_context(cannot_run)?;
+        let line = line.with_context(cannot_read)?;
         let line = String::from_utf8_lossy(&line);
-        println!("{line}");
+        if let Err(error) = writeln!(io::stdout(), "{line}") {
+            child.kill().with_context(cannot_read)?;
+            child.wait().with_context(cannot_read)?;
+            return Err(error).context("cannot print");
+        }
         read(&line);
     }
-    let status = child.wait().with_context(cannot_run)?;
+    let status = child.wait().with_context(cannot_read)?;
     check(command, status)
 }
 
-/// The same; what it prints goes to the file `log`, of which the end is shown when it fails.
+/// Shows the command and runs it; what it prints goes to the file `log`, of which the end is shown when it fails.
 pub(crate) fn run_logging(command: &mut Command, log: &Path) -> anyhow::Result<()> {
     eprintln!("     Running `{}` > {}", shown(command), log.display());
     let file = || -> io::Result<(File, File)> {

@@ -9,17 +9,31 @@ const LINES: usize = 40;
 #[derive(Debug, Default)]
 pub(crate) struct Results {
     ran: usize,
-    failures: Vec<Failure>,
-    /// Whether the lines that come are what failed tests printed.
-    is_telling: bool,
+    failed: Vec<String>,
+    outputs: Vec<Output>,
+    section: Section,
     /// The beginning of a line whose end has not come.
     begun: Vec<u8>,
 }
 
+/// What a test printed.
 #[derive(Debug)]
-struct Failure {
-    name: String,
-    output: Vec<String>,
+struct Output {
+    test: String,
+    lines: Vec<String>,
+    /// Whether the lines that come are a backtrace's.
+    is_in_backtrace: bool,
+}
+
+/// What the lines that come are about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Section {
+    #[default]
+    Other,
+    /// What failed tests printed, each under its heading.
+    Outputs,
+    /// The names of failed tests.
+    Names,
 }
 
 impl Results {
@@ -27,21 +41,36 @@ impl Results {
     pub(crate) fn read(&mut self, line: &str) {
         if let Some(count) = count(line) {
             self.ran += count;
-            self.is_telling = false;
-        } else if let Some(name) = heading(line) {
-            self.is_telling = true;
-            self.failures.push(Failure {
-                name: name.to_owned(),
-                output: Vec::new(),
+            self.section = Section::Other;
+            return;
+        }
+        match (line, self.section) {
+            // First what they printed, then their names; or, where they printed nothing, their names alone.
+            ("failures:", Section::Other) => self.section = Section::Outputs,
+            ("failures:", _) => self.section = Section::Names,
+            ("successes:", _) => self.section = Section::Other,
+            (_, Section::Other) => {}
+            (_, Section::Outputs) => self.read_output(line),
+            (_, Section::Names) => self.read_name(line),
+        }
+    }
+
+    fn read_output(&mut self, line: &str) {
+        if let Some(test) = heading(line) {
+            self.outputs.push(Output {
+                test: test.to_owned(),
+                lines: Vec::new(),
+                is_in_backtrace: false,
             });
-        } else if line == "failures:" {
-            // First comes what they printed, each under its heading, then their names.
-            self.is_telling = false;
-        } else if let Some(test) = self.failures.last_mut()
-            && self.is_telling
-            && !is_of_backtrace(line)
-        {
-            test.output.push(line.to_owned());
+        } else if let Some(output) = self.outputs.last_mut() {
+            output.read(line);
+        }
+    }
+
+    fn read_name(&mut self, line: &str) {
+        match line.strip_prefix("    ") {
+            Some(name) => self.failed.push(name.to_owned()),
+            None => self.section = Section::Other,
         }
     }
 
@@ -60,30 +89,34 @@ impl Results {
     }
 
     /// The names of those that failed, in the order in which they were told of.
-    pub(crate) fn failed(&self) -> Vec<&str> {
-        self.failures
-            .iter()
-            .map(|test| test.name.as_str())
-            .collect()
+    pub(crate) fn failed(&self) -> &[String] {
+        &self.failed
     }
 
     /// What each of them printed last, without backtraces.
     pub(crate) fn summary(&self) -> String {
         let mut lines = vec!["What the tests that failed said last:".to_owned()];
-        for Failure { name, output } in &self.failures {
-            lines.push(format!("---- {name} ----"));
-            let text = output
-                .iter()
-                .map(String::as_str)
-                .filter(|it| !it.is_empty());
-            let text: Vec<&str> = text.collect();
-            let left_out = text.len().saturating_sub(LINES);
+        for output in &self.outputs {
+            lines.push(format!("---- {} ----", output.test));
+            let left_out = output.lines.len().saturating_sub(LINES);
             if left_out > 0 {
                 lines.push(format!("({left_out} lines before these)"));
             }
-            lines.extend(text[left_out..].iter().map(|&line| line.to_owned()));
+            lines.extend(output.lines[left_out..].iter().cloned());
         }
         lines.join("\n")
+    }
+}
+
+impl Output {
+    fn read(&mut self, line: &str) {
+        if line.eq_ignore_ascii_case("stack backtrace:") {
+            self.is_in_backtrace = true;
+        } else if !(self.is_in_backtrace && is_frame(line)) {
+            self.is_in_backtrace = false;
+            let is_worth_saying = !line.is_empty() && !line.starts_with("note: Some details are");
+            self.lines.extend(is_worth_saying.then(|| line.to_owned()));
+        }
     }
 }
 
@@ -98,19 +131,15 @@ impl fmt::Display for NothingMatches {
         let Self(filter) = self;
         write!(
             f,
-            "no test or fuzz target has `{filter}` in its name; `cargo xtask test --no-fuzz -- --list` names the tests"
+            "nothing to test has `{filter}` in its name; `cargo xtask test --no-fuzz -- --list` names the tests"
         )
     }
 }
 
-/// How many tests a binary says that it runs or lists: `running 3 tests`, `3 tests, 0 benchmarks`.
+/// How many tests a binary begins to run: `running 3 tests`.
 fn count(line: &str) -> Option<usize> {
-    let (count, rest) = line
-        .strip_prefix("running ")
-        .unwrap_or(line)
-        .split_once(" test")?;
-    let is_count = matches!(rest, "" | "s") || rest.ends_with(" benchmarks");
-    is_count.then(|| count.parse().ok())?
+    let (count, rest) = line.strip_prefix("running ")?.split_once(" test")?;
+    matches!(rest, "" | "s").then(|| count.parse().ok())?
 }
 
 /// The name of the test whose output follows.
@@ -118,11 +147,8 @@ fn heading(line: &str) -> Option<&str> {
     line.strip_prefix("---- ")?.strip_suffix(" stdout ----")
 }
 
-/// Whether a line is of a backtrace: a frame or where that is (`  12: name`, `  at file:1:2`), or what is said around them.
-fn is_of_backtrace(line: &str) -> bool {
-    if line.eq_ignore_ascii_case("stack backtrace:") || line.starts_with("note: Some details are") {
-        return true;
-    }
+/// Whether a line is a frame of a backtrace, or where that is: `  12: name`, `  at file:1:2`.
+fn is_frame(line: &str) -> bool {
     let Some(rest) = line.strip_prefix("  ").map(str::trim_start) else {
         return false;
     };
@@ -144,7 +170,11 @@ failures:
 
 ---- worse::first stdout ----
 log
-Error: no answer
+Error: cannot ask
+
+Caused by:
+    0: no answer
+    1: timed out
 
 Stack backtrace:
    0: one::frame
@@ -154,6 +184,12 @@ Stack backtrace:
 
 thread 'second' (12) panicked at tests/second.rs:3:4:
 assertion failed
+stack backtrace:
+   0: one::frame
+note: Some details are omitted, run with `RUST_BACKTRACE=full` for a verbose backtrace.
+--- log of a daemon ---
+   7: a line of it
+
 
 failures:
     worse::first
@@ -178,8 +214,19 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; 
         assert_eq!(results.failed(), ["worse::first", "second"]);
         assert_eq!(
             results.summary(),
-            "What the tests that failed said last:\n---- worse::first ----\nlog\nError: no answer\n---- second ----\n\
-             thread 'second' (12) panicked at tests/second.rs:3:4:\nassertion failed"
+            "\
+What the tests that failed said last:
+---- worse::first ----
+log
+Error: cannot ask
+Caused by:
+    0: no answer
+    1: timed out
+---- second ----
+thread 'second' (12) panicked at tests/second.rs:3:4:
+assertion failed
+--- log of a daemon ---
+   7: a line of it"
         );
     }
 
@@ -187,7 +234,7 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; 
     fn of_a_long_output_the_end_is_told() {
         let log: Vec<String> = (0..100).map(|number| format!("line {number}")).collect();
         let log = log.join("\n");
-        let output = format!("---- long stdout ----\n{log}\nfailures:\n    long\n");
+        let output = format!("failures:\n\n---- long stdout ----\n{log}\n\nfailures:\n    long\n");
 
         let summary = read(&output).summary();
 
@@ -199,26 +246,24 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; 
     }
 
     #[test]
-    fn tests_that_are_listed_count_as_well() {
-        for (line, expected) in [
-            ("running 12 tests", Some(12)),
-            ("running 1 test", Some(1)),
-            ("3 tests, 0 benchmarks", Some(3)),
-            ("test a::b ... ok", None),
-            ("running tests", None),
-        ] {
-            assert_eq!(count(line), expected, "{line}");
-        }
+    fn tests_that_printed_nothing_are_named_and_those_that_passed_are_not() {
+        let results = read(
+            "running 2 tests\n\nsuccesses:\n\n---- good stdout ----\nfine\n\nsuccesses:\n    good\n\n\
+             failures:\n\nfailures:\n    bad\n\ntest result: FAILED\n",
+        );
+
+        assert_eq!(results.failed(), ["bad"]);
+        assert!(!results.summary().contains("good"));
     }
 
     #[test]
-    fn where_all_pass_there_is_nothing_to_tell() {
+    fn the_tests_of_all_binaries_are_counted() {
         let binary = "running 1 test\ntest good ... ok\n\ntest result: ok. 1 passed\n";
 
         let results = read(&binary.repeat(2));
 
         assert_eq!(results.ran(), 2);
-        assert_eq!(results.failed(), Vec::<&str>::new());
+        assert!(results.failed().is_empty());
     }
 
     #[test]

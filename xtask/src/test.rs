@@ -61,15 +61,20 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         eprintln!("error: {error:#}");
     }
     let failed = results.failed();
-    if !failed.is_empty() {
+    if let Err(error) = passed {
+        if failed.is_empty() {
+            return Err(error);
+        }
         // It stands far above, and of a long log the end is read first.
-        eprintln!("\n{}\n", results.summary());
+        eprintln!("\n{}\n\nerror: {error:#}", results.summary());
         bail!("tests failed: {}", failed.join(", "));
     }
-    passed?;
     let all = results.ran() + fuzzed?;
     match &options.filter {
-        Some(filter) if all == 0 => Err(NothingMatches(filter.clone()).into()),
+        // What listed tests look like is the arguments' affair.
+        Some(filter) if all == 0 && options.args.is_empty() => {
+            Err(NothingMatches(filter.clone()).into())
+        }
         _ => Ok(()),
     }
 }
