@@ -718,7 +718,7 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
-    use crate::net::testing::NoProgramStarts;
+    use crate::net::testing::{NoProgramStarts, free_port};
     use crate::service::{BoxStream, Flow, Responder};
 
     #[tokio::test]
@@ -1017,10 +1017,7 @@ mod tests {
     }
 
     fn free_address() -> SocketAddr {
-        UdpSocket::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
+        SocketAddr::from(([127, 0, 0, 1], free_port()))
     }
 
     async fn said_back(server: SocketAddr) -> Vec<u8> {

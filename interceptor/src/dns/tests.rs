@@ -25,6 +25,7 @@ use super::testing::{
 use super::upstream::UpstreamUrl;
 use super::{CacheConfig, DnsConfig, MAX_IN_FLIGHT, MAX_IN_FLIGHT_PER_CLIENT, Server};
 use crate::bypass::Bypass;
+use crate::net::testing::NoProgramStarts;
 use crate::service::{Flow, Service};
 
 /// Long enough for any machine; reached only when a test fails.
@@ -237,6 +238,7 @@ async fn a_truncated_reply_is_asked_for_again_over_tcp() {
 
 #[tokio::test]
 async fn a_truncated_reply_is_passed_on_to_a_udp_client_where_tcp_fails() {
+    let _closing_frees = NoProgramStarts::wait();
     let upstream = FakeUpstream::bind().await;
     let server = server(&[upstream.url()]);
     let FakeUpstream { udp, tcp } = upstream;
@@ -296,6 +298,7 @@ async fn a_reply_truncated_over_tcp_is_followed_by_the_next_upstream() {
 
 #[tokio::test]
 async fn a_truncated_reply_and_a_closed_port_are_no_network_error() {
+    let _closing_frees = NoProgramStarts::wait();
     let upstream = FakeUpstream::bind().await;
     let server = server(&[upstream.url()]);
     let FakeUpstream { udp, tcp } = upstream;

@@ -2,9 +2,11 @@
 
 use std::future::Future;
 use std::io;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 
@@ -70,18 +72,28 @@ pub(crate) fn wait_for_carrier(device: &str) {
 
 fn wait_for_route(route: &str) {
     let family = if route.contains(':') { "-6" } else { "-4" };
-    while !run(&format!("ip {family} route show table local")).contains(route) {
-        std::thread::sleep(Duration::from_millis(1));
+    let since = Instant::now();
+    loop {
+        let routes = run(&format!("ip {family} route show table local"));
+        if routes.contains(route) {
+            return;
+        }
+        assert!(
+            since.elapsed() < Duration::from_mins(1),
+            "no route `{route}`:\n{routes}"
+        );
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Starts a program, and returns when it runs.
+/// Starts a program; it has no socket that is opened where no program starts.
 pub(crate) fn spawn(command: &mut Command) -> io::Result<Child> {
     let _starting = STARTING.write().unwrap_or_else(PoisonError::into_inner);
     command.spawn()
 }
 
-/// No program starts while one of these is held, so that a socket is closed when this process closes it.
+/// No program starts while one of these is held, so that a socket that is opened then is closed when it is closed here:
+/// until a program runs, it has every socket of this process.
 pub(crate) struct NoProgramStarts(
     #[expect(dead_code, reason = "held")] RwLockReadGuard<'static, ()>,
 );
@@ -92,5 +104,19 @@ impl NoProgramStarts {
     }
 }
 
-/// Held while a program starts: until it runs, it has every socket of this process.
+/// A port of 127.0.0.1 that nobody has, by UDP or TCP, and that nobody gets who takes any (ip_local_port_range begins at
+/// 32768).
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    loop {
+        let port = NEXT.fetch_add(1, Ordering::Relaxed);
+        assert!(port < 30_000, "no port is free");
+        let address = (Ipv4Addr::LOCALHOST, port);
+        if UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Held for writing while a program starts.
 static STARTING: RwLock<()> = RwLock::new(());

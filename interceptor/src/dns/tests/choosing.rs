@@ -8,6 +8,7 @@ use crate::dns::answers::AnswerSink;
 use crate::dns::cache::Entry;
 use crate::dns::counters::State;
 use crate::dns::{FailOn, RouteConfig, Strategy, Target, Via};
+use crate::net::testing::free_port;
 
 #[tokio::test]
 async fn names_of_a_routed_domain_are_asked_of_its_upstreams_whatever_their_case() {
@@ -154,9 +155,8 @@ async fn a_name_that_no_upstream_can_answer_is_no_upstreams_fault() {
 
 #[tokio::test]
 async fn when_all_are_down_clients_hear_so_at_once_and_recovery_is_noticed() {
-    let place = FakeUpstream::bind().await;
-    let address = place.address();
-    drop(place);
+    let _closing_frees = NoProgramStarts::wait();
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let server = impatient_server(&[UpstreamUrl::Udp(address)]);
     while server.counters().upstreams[0].state == State::Up {
         let reply = ask(&server, query("down.example.", "A")).await;
