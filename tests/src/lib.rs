@@ -45,7 +45,7 @@ pub use forwarder::{Forwarder, Secure, Software, Upstream};
 pub use impaired_path::{ImpairedPath, Impairment};
 pub use kernel::{automatic_attachment, can_attach, can_make};
 pub use knot::Knot;
-pub use link::{VethEnd, veth};
+pub use link::{VethEnd, veth, wait_until_ready};
 pub use load::{Load, Report};
 pub use map_refusal::refuse_map_of;
 pub use namespace::{Namespace, remove_all, require_root};

@@ -42,11 +42,7 @@ pub fn veth(left: VethEnd<'_>, right: VethEnd<'_>) -> Result<()> {
 ///
 /// The kernel is told of both and does them a moment later, in workers that queue for a lock: it notices that a far end
 /// has come up (`linkwatch_event`), and routes an IPv6 address to itself (`addrconf_dad_work`; Linux 6.18).
-pub(crate) fn wait_until_ready(
-    namespace: &Namespace,
-    name: &str,
-    addresses: &[&str],
-) -> Result<()> {
+pub fn wait_until_ready(namespace: &Namespace, name: &str, addresses: &[&str]) -> Result<()> {
     let addresses: Vec<String> = addresses
         .iter()
         .filter_map(|address| address.split('/').next()?.parse::<Ipv6Addr>().ok())

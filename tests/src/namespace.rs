@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{self, ErrorKind, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use std::process::{self, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -24,8 +25,8 @@ use nix::unistd::{Pid, geteuid};
 
 use crate::process::output_of;
 use crate::scratch;
-use crate::starting::{self, while_none_starts};
-use crate::wait::until;
+use crate::starting;
+use crate::wait::{patience, until};
 use crate::wireguard;
 
 /// A network namespace of this process's own.
@@ -191,13 +192,13 @@ impl Namespace {
 
     /// A UDP socket inside, bound to `local`.
     pub fn udp(&self, local: SocketAddr) -> Result<UdpSocket> {
-        self.enter(|| while_none_starts(|| UdpSocket::bind(local)))?
+        self.enter(|| bound(|| UdpSocket::bind(local)))?
             .with_context(|| format!("cannot bind UDP {local} in {}", self.name))
     }
 
     /// A TCP listener inside, at `local`.
     pub fn listen(&self, local: SocketAddr) -> Result<TcpListener> {
-        self.enter(|| while_none_starts(|| TcpListener::bind(local)))?
+        self.enter(|| bound(|| TcpListener::bind(local)))?
             .with_context(|| format!("cannot listen on TCP {local} in {}", self.name))
     }
 
@@ -227,6 +228,20 @@ impl Namespace {
 impl Drop for Namespace {
     fn drop(&mut self) {
         remove(&self.name);
+    }
+}
+
+/// What `bind` gives once the address is free: a program that another test starts has every socket of this process until
+/// it runs, those too that are closed meanwhile.
+fn bound<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let since = Instant::now();
+    loop {
+        match bind() {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && since.elapsed() < patience() => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            outcome => return outcome,
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use anyhow::Result;
 
 use crate::certificates::{Authority, Identity};
+use crate::link::wait_until_ready;
 use crate::namespace::Namespace;
 use crate::process::Process;
 
@@ -54,6 +55,7 @@ impl OpenVpn {
         for end in &mut ends {
             end.wait_for_line("Initialization Sequence Completed")?;
         }
+        wait_until_ready(client, Self::CLIENT, &["fd88::2"])?;
         for route in routes {
             client.run(&format!("ip route add {route} dev {}", Self::CLIENT))?;
         }

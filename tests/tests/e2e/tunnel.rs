@@ -1,8 +1,7 @@
 //! The tunnel sees none of it and is not in its own way: firewalls, filters, bound sockets, two tunnels, other devices.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd as _;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -11,9 +10,8 @@ use lab::{
     Capture, Daemon, Lab, Load, PEER_V4, PEER_V6, Tunnel, TunnelPlan, VIRTUAL_V4, VIRTUAL_V6,
     patience,
 };
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, connect, setsockopt, socket, sockopt,
-};
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Socket, Type};
 
 #[test]
 fn the_far_side_sees_no_dns_while_ordinary_traffic_crosses() -> Result<()> {
@@ -349,16 +347,10 @@ fn udp_on(lab: &Lab, interface: &str, server: SocketAddr) -> Result<UdpSocket> {
 
 fn tcp_on(lab: &Lab, interface: &str) -> Result<TcpStream> {
     let stream = lab.client.enter(|| -> Result<TcpStream> {
-        let fd = socket(
-            AddressFamily::Inet,
-            SockType::Stream,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
-        setsockopt(&fd, sockopt::BindToDevice, &interface.into())?;
-        let server: SocketAddrV4 = "10.30.30.30:53".parse()?;
-        connect(fd.as_raw_fd(), &SockaddrIn::from(server))?;
-        Ok(TcpStream::from(fd))
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind_device(Some(interface.as_bytes()))?;
+        socket.connect_timeout(&Lab::dns_v4().into(), patience())?;
+        Ok(socket.into())
     })??;
     stream.set_read_timeout(Some(patience()))?;
     Ok(stream)

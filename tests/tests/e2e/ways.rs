@@ -274,6 +274,7 @@ fn a_host_whose_containers_are_on_a_bridge() -> Result<()> {
     ] {
         lab.client.run(line)?;
     }
+    lab::wait_until_ready(&lab.client, "bridge0", &["fd66::1"])?;
 
     assert_serves_clients(&lab, &container, "bridge0")
 }
@@ -342,6 +343,7 @@ fn a_vlan_interface() -> Result<()> {
         ] {
             namespace.run(&line)?;
         }
+        lab::wait_until_ready(namespace, "eth0.100", &[&format!("fd65::{host}")])?;
     }
     for line in [
         "ip route replace 10.30.30.0/24 via 10.65.0.1",
