@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::env;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -63,6 +63,16 @@ pub(crate) fn run_logging(command: &mut Command, log: &Path) -> anyhow::Result<(
         eprintln!("{}", last_lines(log, 60)?);
     }
     checked
+}
+
+/// What tells a test binary, which prints into a pipe, whether what it prints is shown on a terminal.
+pub(crate) fn color_argument() -> String {
+    let when = if io::stdout().is_terminal() {
+        "always"
+    } else {
+        "never"
+    };
+    format!("--color={when}")
 }
 
 /// So many lines at the end of a file, which may be fewer.

@@ -5,7 +5,6 @@ mod machine;
 mod package;
 
 use std::fs::{self, File};
-use std::io::{IsTerminal as _, stdout};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -249,16 +248,11 @@ fn script(
         "modprobe tun".to_owned(),
         "code=0".to_owned(),
     ];
-    let color = if stdout().is_terminal() {
-        "always"
-    } else {
-        "never"
-    };
     for (suite, binary) in suites {
         let mut words = vec![
             binary.display().to_string(),
             format!("--test-threads={THREADS}"),
-            format!("--color={color}"),
+            command::color_argument(),
         ];
         if let Some(filter) = filter {
             words.push(filter.to_owned());

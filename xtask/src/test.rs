@@ -40,7 +40,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         .current_dir(workspace::root()?)
         .args(["test", "--workspace", "--locked", "--no-fail-fast"])
         .args(&options.filter)
-        .arg("--")
+        .args(["--", &command::color_argument()])
         .args(&options.args)
         .env("INTERCEPTOR_BIN", daemon)
         .env("RUST_TEST_THREADS", (AT_ONCE * processors).to_string());
