@@ -76,6 +76,9 @@ pub(super) fn kept(
     }
 }
 
+/// Bits of an event's data that number the client: a `u16`.
+const INDEX_BITS: u32 = 16;
+
 /// A connection for each query, closed by the client once it is answered.
 pub(super) fn each(plan: &Plan<'_>, clients: u16, names: &mut Names) -> Result<Outcome> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll")?;
@@ -83,15 +86,27 @@ pub(super) fn each(plan: &Plan<'_>, clients: u16, names: &mut Names) -> Result<O
     let begin = Instant::now();
     let end = begin + plan.time;
     let mut outcome = Outcome::until(end);
+    let mut calls = 0;
+    let mut dial = |index: usize, names: &mut Names| {
+        calls += 1;
+        Caller::dial(
+            plan.server,
+            &epoll,
+            calls << INDEX_BITS | index as u64,
+            names,
+        )
+        .map(Some)
+    };
     let mut callers = Vec::new();
-    for index in 0..u64::from(clients.max(1)) {
-        callers.push(Some(Caller::dial(plan.server, &epoll, index, names)?));
+    for index in 0..usize::from(clients.max(1)) {
+        callers.push(dial(index, names)?);
     }
     let mut next_check = begin + CHECK;
     loop {
         for event in wait(&epoll, &mut events)? {
-            let place = &mut callers[event.data() as usize];
-            let Some(caller) = place else {
+            let index = (event.data() & ((1 << INDEX_BITS) - 1)) as usize;
+            let place = &mut callers[index];
+            let Some(caller) = place.as_mut().filter(|it| it.key == event.data()) else {
                 continue;
             };
             if caller.proceed(&epoll, event, &mut outcome)? {
@@ -99,13 +114,13 @@ pub(super) fn each(plan: &Plan<'_>, clients: u16, names: &mut Names) -> Result<O
             }
             *place = None;
             if Instant::now() < end {
-                *place = Some(Caller::dial(plan.server, &epoll, event.data(), names)?);
+                *place = dial(index, names)?;
             }
         }
         let now = Instant::now();
         if now >= next_check {
             next_check = now + CHECK;
-            for (index, place) in (0..).zip(&mut callers) {
+            for (index, place) in callers.iter_mut().enumerate() {
                 let Some(caller) = place else {
                     continue;
                 };
@@ -113,7 +128,7 @@ pub(super) fn each(plan: &Plan<'_>, clients: u16, names: &mut Names) -> Result<O
                 if caller.line.flight.is_empty() {
                     *place = None;
                     if now < end {
-                        *place = Some(Caller::dial(plan.server, &epoll, index, names)?);
+                        *place = dial(index, names)?;
                     }
                 }
             }
@@ -202,13 +217,16 @@ impl Line {
 
 /// A connection for one query.
 struct Caller {
+    /// Its number in the lower bits, that of the call above: what events of this call carry, and of no call before it. Of a
+    /// connection that is closed here epoll tells on while a program that is being started has a copy of it (epoll(7)).
+    key: u64,
     line: Line,
     slot: u16,
     asked: bool,
 }
 
 impl Caller {
-    fn dial(server: SocketAddr, epoll: &Epoll, index: u64, names: &mut Names) -> Result<Self> {
+    fn dial(server: SocketAddr, epoll: &Epoll, key: u64, names: &mut Names) -> Result<Self> {
         let begin = Instant::now();
         let domain = Domain::for_address(server);
         let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))
@@ -223,8 +241,9 @@ impl Caller {
         let mut flight = Flight::new(1);
         let slot = flight.launch(names, begin).context("no free slot")?;
         let line = Line::new(socket.into(), flight);
-        watch(epoll, &line.stream, EpollFlags::EPOLLOUT, index)?;
+        watch(epoll, &line.stream, EpollFlags::EPOLLOUT, key)?;
         Ok(Self {
+            key,
             line,
             slot,
             asked: false,
