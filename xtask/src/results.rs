@@ -5,6 +5,9 @@ use std::fmt;
 /// How many lines of a test's output are said again: its last ones, where the reason is.
 const LINES: usize = 40;
 
+/// How many characters of a line are said again.
+const WIDTH: usize = 1000;
+
 /// Reads what test binaries print, line by line.
 #[derive(Debug, Default)]
 pub(crate) struct Results {
@@ -115,7 +118,8 @@ impl Output {
         } else if !(self.is_in_backtrace && is_frame(line)) {
             self.is_in_backtrace = false;
             let is_worth_saying = !line.is_empty() && !line.starts_with("note: Some details are");
-            self.lines.extend(is_worth_saying.then(|| line.to_owned()));
+            let line = || line.chars().take(WIDTH).collect();
+            self.lines.extend(is_worth_saying.then(line));
         }
     }
 }
@@ -243,6 +247,17 @@ assertion failed
             "{summary}"
         );
         assert!(summary.ends_with("line 99"), "{summary}");
+    }
+
+    #[test]
+    fn of_a_long_line_the_beginning_is_told() {
+        let line = "0, ".repeat(100_000);
+        let output = format!("failures:\n\n---- long stdout ----\n{line}\n");
+
+        let summary = read(&output).summary();
+
+        assert!(summary.ends_with(&line[..WIDTH]), "{}", summary.len());
+        assert!(summary.len() < 2 * WIDTH, "{}", summary.len());
     }
 
     #[test]
